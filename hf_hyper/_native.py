@@ -1,0 +1,281 @@
+"""Loader of the compiled core and typed wrappers over its C interface (`csrc/hyper.h`).
+
+The core is one shared library beside this file, opened with ctypes: no Python headers, so one wheel serves every
+Python, and the interpreter lock is released during every call. It is optional. `load` returns None where it is
+missing or switched off, `unavailable_reason` says why, and callers fall back to the torch reference.
+
+`HF_HYPER_ISA` chooses an instruction set (`avx512`, `avx2`, `neon`, `scalar`) or switches the core off (`off`).
+"""
+
+import ctypes
+import functools
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hf_hyper.errors import ConfigError, HyperError, KernelUnavailable, ShapeError
+
+_ABI_VERSION = 1
+_TILE_WEIGHTS = 256
+_SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+
+_POINTER, _INT, _INT64, _UINT32 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_uint32
+_SIGNATURES = {
+    "hyper_abi_version": (_INT, ()),
+    "hyper_isa": (ctypes.c_char_p, ()),
+    "hyper_set_isa": (_INT, (ctypes.c_char_p,)),
+    "hyper_shift_encode": (_INT, (_POINTER, _INT64, _INT, _INT, _UINT32, _INT, _POINTER)),
+    "hyper_shift_encode_observable": (_INT, (_POINTER, _INT64, _INT, _INT, _POINTER, _INT, _POINTER)),
+    "hyper_shift_decode": (_INT, (_POINTER, _INT64, _INT, _UINT32, _INT, _POINTER)),
+    "hyper_winding_nearest": (_INT, (_POINTER, _INT64, _POINTER, _INT64, _INT, _POINTER)),
+}
+_NON_FINITE, _MEMORY = -2, -3
+
+
+@functools.cache
+def _find() -> tuple[ctypes.CDLL | None, str | None]:
+    """The library, or None and the reason in one sentence."""
+    isa = os.environ.get("HF_HYPER_ISA", "auto").lower()
+    if isa == "off":
+        return None, "HF_HYPER_ISA=off switches the compiled core off"
+    path = Path(__file__).with_name(f"hyper_core{_SUFFIX}")
+    if not path.exists():
+        return None, f"{path} does not exist; reinstall hf-hyper with a C++17 compiler at hand"
+    try:
+        library = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        return None, f"{path} cannot be used: {error}"
+    version = library.hyper_abi_version()
+    if version != _ABI_VERSION:
+        return None, f"{path} has interface version {version}, this package wants {_ABI_VERSION}; reinstall hf-hyper"
+    if library.hyper_set_isa(isa.encode()) != 0:
+        raise ConfigError(
+            f"HF_HYPER_ISA: got {isa!r}, which is not an instruction set of this machine and build; "
+            f"use one of {', '.join(available_isas(library))}, auto or off"
+        )
+    return library, None
+
+
+def load() -> ctypes.CDLL | None:
+    """The compiled core, found once per process, or None where it is missing or switched off.
+
+    Raises:
+        ConfigError: `HF_HYPER_ISA` names an instruction set that this machine or this build lacks.
+    """
+    return _find()[0]
+
+
+def unavailable_reason() -> str | None:
+    """Why `load` returns None, in one sentence; None when it does not."""
+    return _find()[1]
+
+
+def isa() -> str | None:
+    """Instruction set in use: `avx512`, `avx2`, `neon` or `scalar`; None without the core."""
+    library = load()
+    return None if library is None else library.hyper_isa().decode()
+
+
+def available_isas(library: ctypes.CDLL | None = None) -> list[str]:
+    """Instruction sets this machine can run with this build, best first."""
+    library = library or load()
+    if library is None:
+        return []
+    current = library.hyper_isa()
+    found = [name for name in ("avx512", "avx2", "neon", "scalar") if library.hyper_set_isa(name.encode()) == 0]
+    library.hyper_set_isa(current)
+    return found
+
+
+def set_isa(name: str) -> None:
+    """Uses one instruction set for the rest of the process; no other call may be running.
+
+    Args:
+        name: One of `available_isas()`, or `auto` for the best.
+
+    Raises:
+        ConfigError: This machine or this build lacks it.
+        KernelUnavailable: There is no compiled core.
+    """
+    if _require().hyper_set_isa(name.encode()) != 0:
+        raise ConfigError(f"set_isa: got {name!r}, wanted one of {', '.join(available_isas())} or auto")
+
+
+def shift_encode(
+    tiles: Tensor, bits: int, survivor_bits: int, multiplier: int, threads: int | None = None
+) -> Tensor:
+    """Closest circular bit string of `shift`, format 1, for every tile (tail-biting Viterbi).
+
+    Args:
+        tiles: `[n, 256]` CPU tensor in units of the observable (unit variance); converted to float32.
+        bits: Bits per weight, 1..8.
+        survivor_bits: Effort, 8..16: about `2^survivor_bits` evaluations a weight, 16 being the full search.
+        multiplier: Odd 32-bit constant of the observable.
+        threads: Threads to use; `torch.get_num_threads()` unless given. The result does not depend on it.
+
+    Returns:
+        `[n, 8 * bits]` int32 words.
+
+    Raises:
+        ShapeError: `tiles` is not `[n, 256]`.
+        ConfigError: An argument lies outside its range, or a weight is NaN or infinite.
+        KernelUnavailable: There is no compiled core.
+    """
+    library = _require()
+    tiles, codes = _prepare_encode(tiles, bits, survivor_bits)
+    _check_multiplier(multiplier)
+    result = library.hyper_shift_encode(
+        tiles.data_ptr(), len(tiles), bits, survivor_bits, multiplier, _threads(threads), codes.data_ptr()
+    )
+    _check(result, "shift_encode")
+    return codes
+
+
+def shift_encode_observable(
+    tiles: Tensor, bits: int, survivor_bits: int, byte_sums: Tensor, threads: int | None = None
+) -> Tensor:
+    """As `shift_encode`, for any observable given as a table; used by searches for a better one.
+
+    Args:
+        tiles: `[n, 256]` CPU tensor in units of the observable.
+        bits: Bits per weight, 1..8.
+        survivor_bits: Effort, 8..16.
+        byte_sums: `[65536]` integers in 0..1020, one per state.
+        threads: Threads to use; `torch.get_num_threads()` unless given.
+
+    Returns:
+        `[n, 8 * bits]` int32 words.
+
+    Raises:
+        ShapeError: `tiles` is not `[n, 256]` or `byte_sums` not `[65536]`.
+        ConfigError: An argument lies outside its range, or a weight is NaN or infinite.
+        KernelUnavailable: There is no compiled core.
+    """
+    library = _require()
+    tiles, codes = _prepare_encode(tiles, bits, survivor_bits)
+    if byte_sums.shape != (65536,):
+        raise ShapeError(f"byte_sums: got shape {list(byte_sums.shape)}, wanted [65536]")
+    sums = byte_sums.to(torch.uint16).contiguous()
+    result = library.hyper_shift_encode_observable(
+        tiles.data_ptr(), len(tiles), bits, survivor_bits, sums.data_ptr(), _threads(threads), codes.data_ptr()
+    )
+    _check(result, "shift_encode_observable")
+    return codes
+
+
+def shift_decode(codes: Tensor, bits: int, multiplier: int, threads: int | None = None) -> Tensor:
+    """Weights of `shift` tiles, in units of the observable.
+
+    Args:
+        codes: `[n, 8 * bits]` int32 CPU tensor.
+        bits: Bits per weight, 1..8.
+        multiplier: Odd 32-bit constant of the observable.
+        threads: Threads to use; `torch.get_num_threads()` unless given.
+
+    Returns:
+        `[n, 256]` float32.
+
+    Raises:
+        ShapeError: `codes` is not `[n, 8 * bits]`.
+        ConfigError: An argument lies outside its range.
+        KernelUnavailable: There is no compiled core.
+    """
+    library = _require()
+    _check_range("bits", bits, 1, 8)
+    _check_multiplier(multiplier)
+    if codes.ndim != 2 or codes.shape[1] != 8 * bits:
+        raise ShapeError(f"codes: got shape {list(codes.shape)}, wanted [n, {8 * bits}] at {bits} bits")
+    if codes.dtype != torch.int32 or codes.device.type != "cpu":
+        raise ConfigError(f"codes: got {codes.dtype} on {codes.device}, wanted torch.int32 on cpu")
+    codes = codes.contiguous()
+    tiles = torch.empty(len(codes), _TILE_WEIGHTS)
+    result = library.hyper_shift_decode(
+        codes.data_ptr(), len(codes), bits, multiplier, _threads(threads), tiles.data_ptr()
+    )
+    _check(result, "shift_decode")
+    return tiles
+
+
+def winding_nearest(points: Tensor, nodes: Tensor, threads: int | None = None) -> Tensor:
+    """Nearest node for every point, by squared distance in float32; the lowest index on a tie.
+
+    Args:
+        points: `[n, 2]` CPU tensor of magnitudes up to 1e18; converted to float32.
+        nodes: `[m, 2]` CPU tensor, m >= 1; converted to float32.
+        threads: Threads to use; `torch.get_num_threads()` unless given. The result does not depend on it.
+
+    Returns:
+        `[n]` int32 in `[0, m)`.
+
+    Raises:
+        ShapeError: `points` is not `[n, 2]` or `nodes` not `[m, 2]`.
+        ConfigError: A coordinate is NaN or infinite, or an argument lies outside its range.
+        KernelUnavailable: There is no compiled core.
+    """
+    library = _require()
+    for name, tensor in (("points", points), ("nodes", nodes)):
+        if tensor.ndim != 2 or tensor.shape[1] != 2:
+            raise ShapeError(f"{name}: got shape {list(tensor.shape)}, wanted [count, 2]")
+        if tensor.device.type != "cpu":
+            raise ConfigError(f"{name}: got a tensor on {tensor.device}, wanted cpu")
+    if len(nodes) == 0:
+        raise ShapeError("nodes: got none, wanted at least one")
+    points, nodes = points.detach().float().contiguous(), nodes.detach().float().contiguous()
+    index = torch.empty(len(points), dtype=torch.int32)
+    result = library.hyper_winding_nearest(
+        points.data_ptr(), len(points), nodes.data_ptr(), len(nodes), _threads(threads), index.data_ptr()
+    )
+    _check(result, "winding_nearest")
+    return index
+
+
+def _require() -> ctypes.CDLL:
+    library = load()
+    if library is None:
+        raise KernelUnavailable(f"the compiled core is not available: {unavailable_reason()}")
+    return library
+
+
+def _prepare_encode(tiles: Tensor, bits: int, survivor_bits: int) -> tuple[Tensor, Tensor]:
+    _check_range("bits", bits, 1, 8)
+    _check_range("survivor_bits", survivor_bits, 8, 16)
+    if tiles.ndim != 2 or tiles.shape[1] != _TILE_WEIGHTS:
+        raise ShapeError(f"tiles: got shape {list(tiles.shape)}, wanted [n, {_TILE_WEIGHTS}]")
+    if tiles.device.type != "cpu":
+        raise ConfigError(f"tiles: got a tensor on {tiles.device}, wanted cpu")
+    tiles = tiles.detach().to(torch.float32).contiguous()
+    return tiles, torch.empty(len(tiles), 8 * bits, dtype=torch.int32)
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name}: got {value}, wanted {low}..{high}")
+
+
+def _check_multiplier(multiplier: int) -> None:
+    if not 0 < multiplier < 1 << 32 or multiplier % 2 == 0:
+        raise ConfigError(f"multiplier: got {multiplier}, wanted an odd number below 2^32")
+
+
+def _threads(threads: int | None) -> int:
+    if threads is None:
+        return torch.get_num_threads()
+    if threads < 1:
+        raise ConfigError(f"threads: got {threads}, wanted 1 or more")
+    return threads
+
+
+def _check(result: int, function: str) -> None:
+    if result == 0:
+        return
+    if result == _NON_FINITE:
+        raise ConfigError(f"{function}: tiles contain NaN or infinity; every weight must be finite")
+    if result == _MEMORY:
+        raise MemoryError(f"{function}: the workspace could not be allocated")
+    raise HyperError(f"{function}: the compiled core refused its arguments (code {result})")

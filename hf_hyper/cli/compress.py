@@ -1,0 +1,54 @@
+"""`hf-hyper compress`: compress a model into a folder
+
+The folder appears under its name only when it is complete.
+"""
+
+import argparse
+
+from hf_hyper.cli.errors import UsageError
+
+__all__ = ["add", "run"]
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("source", metavar="SRC", help="Hub id, local folder or .gguf file")
+    parser.add_argument("destination", metavar="DST", help="folder to make")
+    parser.add_argument("--bits", type=float, default=4.0, help="average bits per weight, 1 to 8 (default: 4)")
+    parser.add_argument("--hyperfunction", default="shift", help="shift or winding (default: shift)")
+    parser.add_argument("--effort", default="balanced", help="fast, balanced or best (default: balanced)")
+    parser.add_argument("--seed", type=int, default=0, help="start of the sign generator (default: 0)")
+    parser.add_argument("--device", default="auto", help="where to search, e.g. cpu or cuda (default: auto)")
+    parser.add_argument("--resume", action="store_true", help="use tensors that an earlier run finished")
+    parser.add_argument("--push-to-hub", metavar="REPO", help="upload the folder to this repository")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Compress, then print what came out."""
+    from hf_hyper.config import HyperConfig
+    from hf_hyper.errors import ConfigError
+    from hf_hyper.pipeline.compress import compress
+
+    try:
+        config = HyperConfig(
+            bits=arguments.bits,
+            hyperfunction=arguments.hyperfunction,
+            effort=arguments.effort,
+            seed=arguments.seed,
+        )
+    except ConfigError as error:
+        raise UsageError(str(error)) from error
+    report = compress(
+        arguments.source,
+        arguments.destination,
+        config,
+        device=arguments.device,
+        resume=arguments.resume,
+        push_to_hub=arguments.push_to_hub,
+    )
+    print(
+        f"{arguments.destination}: {len(report.tensors)} tensors at {report.bits_per_weight:.3f} bits per weight, "
+        f"{report.size_bytes / 1e6:.2f} MB on disk, {report.bytes_16bit / report.size_bytes:.2f}x smaller than 16-bit"
+    )
+    if arguments.push_to_hub is not None:
+        print(f"uploaded to {arguments.push_to_hub}")

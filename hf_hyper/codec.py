@@ -1,0 +1,98 @@
+"""A whole weight matrix to stored tensors and back.
+
+    quantize:    weight -> divide rows by `out_scale` -> signs and rotations -> encode -> tensors
+    dequantize:  tensors -> decode -> inverse rotations and signs -> multiply rows by `out_scale` -> weight
+
+`out_scale` gives every output row its own unit before the rotation mixes rows, so that a zero row stays zero and a row
+a million times larger than its neighbours does not drown them. It exists only with incoherence, because without it
+rows are not mixed.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hf_hyper import hyperfunctions
+from hf_hyper.encoders import encode
+from hf_hyper.errors import ShapeError
+from hf_hyper.hyperfunctions import TensorSpec
+from hf_hyper.rotation.incoherence import rotate_weight, unrotate_weight
+from hf_hyper.scheme import TensorScheme
+
+__all__ = ["bits_per_weight", "dequantize", "quantize", "tensor_specs"]
+
+OUT_SCALE = "out_scale"
+_SMALLEST = 2.0**-133  # least positive bfloat16
+_LARGEST = float(torch.finfo(torch.bfloat16).max)
+
+
+def tensor_specs(scheme: TensorScheme) -> dict[str, TensorSpec]:
+    """Names, shapes and dtypes of all tensors that store one weight, in the order in which kernels take them."""
+    specs = hyperfunctions.get(scheme.hyperfunction).tensors(scheme)
+    if scheme.incoherence:
+        specs[OUT_SCALE] = TensorSpec((scheme.out_features,), torch.bfloat16)
+    return specs
+
+
+def bits_per_weight(scheme: TensorScheme) -> float:
+    """Stored bits per weight with every overhead: codes, scales, constants and padding."""
+    return 8 * sum(spec.num_bytes for spec in tensor_specs(scheme).values()) / scheme.num_weights
+
+
+def quantize(weight: Tensor, scheme: TensorScheme, effort: str = "balanced", *, name: str = "weight") -> dict[str, Tensor]:
+    """Store one weight matrix.
+
+    Args:
+        weight: `[out_features, in_features]` floating point.
+        scheme: How to store it.
+        effort: Thoroughness of the search: `fast`, `balanced` or `best`.
+        name: What errors call the tensor.
+
+    Returns:
+        Tensors as `tensor_specs(scheme)` lists them, on the weight's device.
+
+    Raises:
+        ShapeError: The shape is not the scheme's, or a value is NaN, infinite or outside float32.
+    """
+    wanted = (scheme.out_features, scheme.in_features)
+    if tuple(weight.shape) != wanted:
+        raise ShapeError(f"{name}: shape {tuple(weight.shape)}, wanted {wanted}; build the scheme from this tensor")
+    weight = weight.detach().float()
+    if not bool(weight.isfinite().all()):
+        row, column = (int(i) for i in (~weight.isfinite()).nonzero()[0])
+        raise ShapeError(
+            f"{name}: {float(weight[row, column])} at row {row}, column {column}, wanted finite float32 values; "
+            "repair the checkpoint or leave the module out with modules_to_not_convert"
+        )
+    if not scheme.incoherence:
+        return encode(weight, scheme, effort)
+    out_scale = _row_scale(weight)
+    divisor = out_scale.float().unsqueeze(1)
+    unit = torch.where(divisor > 0, weight / divisor, 0.0)
+    return {**encode(rotate_weight(unit, scheme), scheme, effort), OUT_SCALE: out_scale}
+
+
+def dequantize(tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:
+    """The weight that stored tensors stand for.
+
+    Args:
+        tensors: As `tensor_specs(scheme)` lists them, all on one device.
+        scheme: How they are stored.
+
+    Returns:
+        `[out_features, in_features]` float32.
+    """
+    decoded = hyperfunctions.get(scheme.hyperfunction).decode(tensors, scheme)
+    if not scheme.incoherence:
+        return decoded
+    return unrotate_weight(decoded, scheme) * tensors[OUT_SCALE].float().unsqueeze(1)
+
+
+def _row_scale(weight: Tensor) -> Tensor:
+    """Root mean square of every row as bfloat16, zero only for rows of zeros."""
+    largest = weight.abs().amax(1, keepdim=True)
+    relative = torch.where(largest > 0, weight / largest, 0.0)
+    scale = largest.squeeze(1) * relative.square().mean(1).sqrt()
+    rounded = scale.clamp(max=_LARGEST).bfloat16()
+    return torch.where((largest.squeeze(1) > 0) & (rounded == 0), torch.full_like(rounded, _SMALLEST), rounded)

@@ -1,0 +1,168 @@
+"""`HyperConfig`: the few dials of compression, and what a checkpoint says about itself.
+
+In memory it is what a user passes to `from_pretrained(quantization_config=...)`. In `config.json` it also carries the
+format version and the scheme of every compressed module, so that reading a folder never repeats a decision that was
+taken when it was written. Run-time choices (kernels, threads) are not here.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from hf_hyper import hyperfunctions
+from hf_hyper.encoders import EFFORTS
+from hf_hyper.errors import ConfigError, FormatError
+from hf_hyper.hyperfunctions.winding import WindingOptions
+from hf_hyper.scheme import TensorScheme
+
+__all__ = ["FORMAT_VERSION", "HyperCompressionConfig", "HyperConfig"]
+
+FORMAT_VERSION = 1
+"""Version of `storage/FORMAT.md` that this package writes; it reads every older one."""
+
+MIN_BITS, MAX_BITS = 1, 8
+
+
+class HyperConfig(QuantizationConfigMixin):
+    """How to compress a model with hyperfunctions.
+
+    Args:
+        bits: Average code bits per weight over the compressed tensors, any real number from 1 to 8. The size of the
+            model follows it; scales add about 32 / in_features bits. 4 is close to lossless, 3 good, 2 for large models.
+        hyperfunction: `"shift"` (best quality per bit) or `"winding"` (the method of arXiv 2409.00592).
+        effort: How long to search: `"fast"`, `"balanced"` or `"best"`. Changes quality and compression time, never the
+            format or the speed of the model.
+        modules_to_not_convert: Names of modules that stay as they are, with transformers' semantics: None leaves the
+            output head, whatever is tied to it and the last module; a list replaces that default.
+        winding: Options of `winding`, a `WindingOptions` or a dict of its fields; only with that hyperfunction.
+        seed: Start of the sign generator, a non-negative 64-bit integer.
+        format_version: Version of the storage format; set by the package.
+        tensor_schemes: Scheme of every compressed module by name, set by the package. Fields that equal the
+            hyperfunction's defaults are left out.
+
+    Raises:
+        ConfigError: An option has a value that cannot be used.
+        FormatError: The folder was written by a newer version of the format.
+
+    Example:
+        >>> HyperConfig(bits=3).bits
+        3.0
+    """
+
+    def __init__(
+        self,
+        bits: float = 4.0,
+        hyperfunction: str = "shift",
+        effort: str = "balanced",
+        modules_to_not_convert: list[str] | None = None,
+        winding: "WindingOptions | Mapping[str, Any] | None" = None,
+        seed: int = 0,
+        format_version: int = FORMAT_VERSION,
+        tensor_schemes: Mapping[str, Mapping[str, Any]] | None = None,
+        **unknown: Any,
+    ) -> None:
+        self.quant_method = "hyper"  # pyright: ignore[reportAttributeAccessIssue]
+        unknown.pop("quant_method", None)
+        _check_version(format_version)
+        if unknown:
+            raise ConfigError(f"HyperConfig has no option {sorted(unknown)}; see help(hf_hyper.HyperConfig)")
+        if isinstance(bits, bool) or not isinstance(bits, int | float) or not MIN_BITS <= bits <= MAX_BITS:
+            raise ConfigError(f"bits is {bits!r}, wanted a number from {MIN_BITS} to {MAX_BITS}; 4 is a good start")
+        if effort not in EFFORTS:
+            raise ConfigError(f"effort is {effort!r}, wanted one of {', '.join(map(repr, EFFORTS))}")
+        if not isinstance(seed, int) or not 0 <= seed < 2**64:
+            raise ConfigError(f"seed is {seed!r}, wanted an integer from 0 to 2**64-1")
+        if isinstance(modules_to_not_convert, str):
+            raise ConfigError(
+                f"modules_to_not_convert is the string {modules_to_not_convert!r}, wanted a list of module names; "
+                f"write [{modules_to_not_convert!r}]"
+            )
+        self.bits = float(bits)
+        self.hyperfunction = hyperfunction
+        self.effort = effort
+        self.modules_to_not_convert = modules_to_not_convert
+        self.winding = _winding_options(winding)
+        self.seed = seed
+        self.format_version = format_version
+        self.tensor_schemes = {name: dict(fields) for name, fields in (tensor_schemes or {}).items()}
+        if self.winding is not None and hyperfunction != "winding":
+            raise ConfigError(f"winding options given with hyperfunction {hyperfunction!r}; choose 'winding' or drop them")
+        hyperfunctions.get(hyperfunction).resolve(self.bits, self._options())
+
+    def scheme(self, out_features: int, in_features: int) -> TensorScheme:
+        """Scheme for a new weight of the given shape."""
+        hyperfunction = hyperfunctions.get(self.hyperfunction)
+        bits, options = hyperfunction.resolve(self.bits, self._options())
+        return TensorScheme(
+            hyperfunction=self.hyperfunction,
+            bits=bits,
+            out_features=out_features,
+            in_features=in_features,
+            incoherence=hyperfunction.incoherence,
+            seed=self.seed,
+            options=options,
+        )
+
+    def record(self, name: str, scheme: TensorScheme) -> None:
+        """Note in `tensor_schemes` that module `name` is stored by `scheme`; its shape is that of the module."""
+        fields = dataclasses.asdict(scheme)
+        fields["options"] = dict(scheme.options)
+        self.tensor_schemes[name] = {key: fields[key] for key in _RECORDED if fields[key] != _DEFAULTS.get(key)}
+
+    def recorded(self, name: str, out_features: int, in_features: int) -> TensorScheme:
+        """Scheme of the compressed module `name`, whose weight has the given shape.
+
+        Raises:
+            FormatError: The record has fields that this version does not know.
+        """
+        fields = {**_DEFAULTS, **self.tensor_schemes[name]}
+        unknown = sorted(set(fields) - set(_RECORDED))
+        if unknown:
+            raise FormatError(f"{name}: scheme has unknown fields {unknown}; upgrade with pip install -U hf-hyper")
+        options = tuple(sorted(fields.pop("options").items()))
+        return TensorScheme(out_features=out_features, in_features=in_features, options=options, **fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for `config.json`; options left at None are left out."""
+        values = {key: value for key, value in self.__dict__.items() if value is not None}
+        values["tensor_schemes"] = {name: dict(fields) for name, fields in self.tensor_schemes.items()}
+        if self.winding is not None:
+            values["winding"] = dataclasses.asdict(self.winding)
+        return values
+
+    def _options(self) -> dict[str, object]:
+        return {} if self.winding is None else dataclasses.asdict(self.winding)
+
+
+HyperCompressionConfig = HyperConfig
+
+_RECORDED = ("hyperfunction", "bits", "incoherence", "input_blocks", "seed", "options")
+_DEFAULTS: dict[str, Any] = {
+    "hyperfunction": "shift",
+    "incoherence": True,
+    "input_blocks": 1,
+    "seed": 0,
+    "options": {},
+}
+
+
+def _check_version(version: int) -> None:
+    if not isinstance(version, int) or version < 1:
+        raise FormatError(f"format_version is {version!r}, wanted an integer from 1; the folder's config.json is damaged")
+    if version > FORMAT_VERSION:
+        raise FormatError(
+            f"this model is stored in format version {version}, and this hf_hyper reads versions up to "
+            f"{FORMAT_VERSION}; upgrade with: pip install -U hf-hyper"
+        )
+
+
+def _winding_options(winding: "WindingOptions | Mapping[str, Any] | None") -> WindingOptions | None:
+    if winding is None or isinstance(winding, WindingOptions):
+        return winding
+    try:
+        return WindingOptions(**winding)
+    except TypeError as error:
+        known = [field.name for field in dataclasses.fields(WindingOptions)]
+        raise ConfigError(f"winding is {winding!r}, wanted a dict with keys from {known} ({error})") from error

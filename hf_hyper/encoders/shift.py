@@ -1,0 +1,95 @@
+"""Encoder of `shift`: scale the rows, search every tile, refit the scales.
+
+The search is a tail-biting Viterbi over the 2^16 windows, native when the compiled core is there and in torch
+(`viterbi.py`, the same integers, so the same bytes) when it is not. Efforts are points on its curve of error against
+speed (`hf_hyper.bench.shift_mse`); they never change the format.
+"""
+
+import torch
+from torch import Tensor
+
+from hf_hyper import _native
+from hf_hyper.encoders.viterbi import encode_tiles_reference
+from hf_hyper.errors import ShapeError
+from hf_hyper.hyperfunctions.shift import MULTIPLIER, STATE_BITS, TILE_WEIGHTS, states, values
+from hf_hyper.scheme import TILE, TensorScheme
+
+__all__ = ["SURVIVOR_BITS", "encode_shift", "encode_tiles"]
+
+SURVIVOR_BITS = {"fast": 12, "balanced": 14, "best": STATE_BITS}
+"""Search width: 2^bits branches are weighed per weight."""
+
+GAIN = {1: 0.86, 2: 0.965, 3: 0.99, 4: 1.0, 5: 1.0, 6: 1.05, 7: 1.1, 8: 1.15}
+"""Row scale over root mean square for least error on Gaussian rows, by bits: centroids lie inside their cells at low
+rates, and the byte sum ends at 3.45 deviations, which costs most at high rates. Source: `hf_hyper.bench.shift_mse`."""
+
+WIDENING = 1.1 ** torch.arange(16)
+"""Candidate widenings of a row's scale, for rows with longer tails than a Gaussian."""
+
+LARGEST_VALUE = 3.45
+"""Where the values of `shift` end, in deviations."""
+
+SMALLEST_SCALE = 2.0**-24
+LARGEST_SCALE = 65504.0
+
+
+def encode_shift(weight: Tensor, scheme: TensorScheme, effort: str) -> dict[str, Tensor]:
+    """Tensors of `hyperfunctions.shift.Shift` for one weight matrix; see `encoders.encode`."""
+    bits = int(scheme.bits)
+    if not scheme.incoherence:
+        rows, columns = scheme.padded_out - scheme.out_features, scheme.padded_in - scheme.in_features
+        weight = torch.nn.functional.pad(weight, (0, columns, 0, rows))
+    deviation = weight.square().mean(1).sqrt()
+    _check_range(deviation)
+    scale = deviation * GAIN[bits] * _widening(weight, deviation * GAIN[bits], bits)
+    unit = weight / torch.where(scale > 0, scale, 1.0).unsqueeze(1)
+    tiles = unit.unflatten(0, (-1, TILE)).unflatten(2, (-1, TILE)).transpose(1, 2)  # [out_tiles, in_tiles, 16, 16]
+    codes = encode_tiles(tiles.reshape(-1, TILE_WEIGHTS), bits, effort)
+    codes = codes.view(scheme.padded_out // TILE, scheme.padded_in // TILE, 8 * bits)
+    decoded = values(codes.device)[states(codes, bits)].unflatten(-1, (TILE, TILE))
+    value = decoded.transpose(1, 2).reshape(weight.shape)
+    fitted = (weight * value).sum(1) / value.square().sum(1)
+    return {"codes": codes, "scale": fitted.clamp(-LARGEST_SCALE, LARGEST_SCALE).half()}
+
+
+def encode_tiles(tiles: Tensor, bits: int, effort: str = "balanced") -> Tensor:
+    """Bit string of the orbit closest to every tile.
+
+    Args:
+        tiles: `[n, 256]` float32 in units of `values`, row-major over 16 x 16.
+        bits: Bits per weight, 1 to 8.
+        effort: `fast`, `balanced` or `best`.
+
+    Returns:
+        `[n, 8 * bits]` int32, on the device of `tiles`. The same for any number of threads and on any machine.
+    """
+    survivor_bits = max(SURVIVOR_BITS[effort], bits)
+    on_cpu = tiles.float().cpu().contiguous()
+    if _native.load() is None:
+        codes = encode_tiles_reference(on_cpu, bits, survivor_bits, MULTIPLIER)
+    else:
+        codes = _native.shift_encode(on_cpu, bits, survivor_bits, MULTIPLIER)
+    return codes.to(tiles.device)
+
+
+def _widening(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Factor per row that balances the error inside the range of values against what lies beyond it: `[rows]`.
+
+    With scale s the first is about s² · 4^-bits a weight and the second the squared distance to 3.45 s.
+    """
+    error = []
+    for factor in WIDENING.tolist():
+        reach = (LARGEST_VALUE * factor * scale).unsqueeze(1)
+        beyond = (weight.abs() - reach).clamp_(min=0).square_().mean(1)
+        error.append(beyond + (factor * scale).square() * 1.2 * 4.0**-bits)
+    return WIDENING.to(weight.device)[torch.stack(error).argmin(0)]
+
+
+def _check_range(deviation: Tensor) -> None:
+    outside = (deviation > LARGEST_SCALE) | ((deviation > 0) & (deviation < SMALLEST_SCALE))
+    if bool(outside.any()):
+        row = int(outside.nonzero()[0])
+        raise ShapeError(
+            f"row {row} has root mean square {float(deviation[row]):.3g}, wanted 0 or {SMALLEST_SCALE:.3g} to "
+            f"{LARGEST_SCALE:.3g}; scale the weight or encode it with incoherence"
+        )

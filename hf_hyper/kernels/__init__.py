@@ -1,0 +1,1 @@
+"""Custom operators on stored tensors and their implementations."""

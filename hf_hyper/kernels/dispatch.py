@@ -1,0 +1,99 @@
+"""One table decides which implementation runs: the first row that can, else the reference."""
+
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_hyper import _native
+from hf_hyper.kernels import cpu, reference
+from hf_hyper.scheme import TensorScheme
+
+__all__ = ["explain", "select"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation and the cases it covers."""
+
+    operator: str
+    device: str
+    hyperfunction: str
+    name: str
+    implementation: Callable[..., Tensor]
+    obstacle: Callable[[TensorScheme], str | None]
+    """Why it cannot run for a scheme, or None."""
+
+
+def _needs_core_and_incoherence(scheme: TensorScheme) -> str | None:
+    if not scheme.incoherence:
+        return "covers weights with incoherence only"
+    return None if _native.load() is not None else f"compiled core absent: {_native.unavailable_reason()}"
+
+
+TABLE = (
+    Row("decode", "cpu", "shift", "cpu.decode_shift", cpu.decode_shift, _needs_core_and_incoherence),
+    Row("matmul", "cpu", "shift", "cpu.matmul_shift", cpu.matmul_shift, _needs_core_and_incoherence),
+)
+
+_REFERENCE: dict[str, Callable[..., Tensor]] = {"decode": reference.decode, "matmul": reference.matmul}
+
+
+@functools.cache
+def select(operator: str, device: str, scheme: TensorScheme) -> Callable[..., Tensor]:
+    """Implementation of an operator.
+
+    Args:
+        operator: `decode` or `matmul`.
+        device: Device type, such as `cpu`.
+        scheme: How the weight is stored.
+
+    Returns:
+        A function with the signature of the operator in `kernels.reference`.
+    """
+    for row in TABLE:
+        if (row.operator, row.device, row.hyperfunction) == (operator, device, scheme.hyperfunction):
+            if row.obstacle(scheme) is None:
+                return row.implementation
+            if _native.load() is None:
+                _say_core_is_absent()
+    return _REFERENCE[operator]
+
+
+def explain(scheme: TensorScheme, device: torch.device | str = "cpu") -> str:
+    """Which implementation of every operator runs for a scheme, and why others do not, one line each.
+
+    Args:
+        scheme: How the weight is stored; `module.scheme` of a `HyperLinear`.
+        device: Where its tensors lie.
+
+    Example:
+        >>> print(explain(TensorScheme("winding", 6.5, 64, 64, incoherence=False)))
+        decode on cpu: reference.decode
+        matmul on cpu: reference.matmul
+    """
+    kind = torch.device(device).type
+    lines = []
+    for operator in _REFERENCE:
+        chosen = select(operator, kind, scheme)
+        named = {row.implementation: row.name for row in TABLE}
+        line = f"{operator} on {kind}: {named.get(chosen, f'reference.{operator}')}"
+        for row in TABLE:
+            if (row.operator, row.hyperfunction) == (operator, scheme.hyperfunction) and row.device == kind:
+                obstacle = row.obstacle(scheme)
+                line += f" ({row.name} {obstacle})" if obstacle else ""
+        lines.append(line)
+    return "\n".join(lines)
+
+
+@functools.cache
+def _say_core_is_absent() -> None:
+    warnings.warn(
+        f"hf_hyper runs on its slower torch reference: {_native.unavailable_reason()}. Reinstall hf-hyper where a "
+        "C++17 compiler and cmake are available to build the compiled core.",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,43 @@
+"""Plain torch for every operator, on any device: the oracle of all tests and the fallback of every kernel."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hf_hyper import codec, hyperfunctions
+from hf_hyper.rotation.incoherence import rotate_input, unrotate_output
+from hf_hyper.scheme import TensorScheme
+
+__all__ = ["decode", "matmul", "rotated_matmul"]
+
+
+def decode(tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: torch.dtype) -> Tensor:
+    """The stored weight: `[out_features, in_features]` in `dtype`, computed in float32."""
+    return codec.dequantize(tensors, scheme).to(dtype)
+
+
+def matmul(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:
+    """`x @ weight.T` without ever forming the weight in its own basis.
+
+    Args:
+        x: `[..., in_features]` floating point.
+        tensors: Stored tensors of the weight.
+        scheme: How they are stored.
+
+    Returns:
+        `[..., out_features]`, dtype of `x`.
+    """
+    return rotated_matmul(x, hyperfunctions.get(scheme.hyperfunction).decode(tensors, scheme), tensors, scheme)
+
+
+def rotated_matmul(x: Tensor, decoded: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:
+    """`x @ weight.T` from the weight in the basis of its codes.
+
+    Everything runs in float32: rounding the rotated activations to bfloat16 as well as the weight would cost more than
+    plain bfloat16 arithmetic does, and float16 sums of rotated activations can overflow.
+    """
+    if not scheme.incoherence:
+        return torch.nn.functional.linear(x.float(), decoded).to(x.dtype)
+    y = torch.nn.functional.linear(rotate_input(x.float(), scheme), decoded)
+    return (unrotate_output(y, scheme) * tensors[codec.OUT_SCALE].float()).to(x.dtype)

@@ -1,0 +1,125 @@
+"""`HyperLinear`: an `nn.Linear` whose weight is decoded from a hyperfunction.
+
+It subclasses `nn.Linear`, so that adapters, hooks and name filters written for linear layers find it. Instead of
+`weight` it holds the stored tensors under their own names (`codes`, `scale`, ...); reading `weight` decodes it. While a
+model is compressed during loading, a placeholder parameter `weight` on the meta device stands where the loader
+expects one.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_hyper import codec
+from hf_hyper.kernels import ops
+from hf_hyper.scheme import TensorScheme
+
+__all__ = ["HyperLinear"]
+
+
+class HyperLinear(nn.Linear):
+    """Linear layer `y = x W^T + b` with `W` stored as in `scheme`.
+
+    Args:
+        scheme: How the weight is stored.
+        bias: Whether the layer has a bias.
+        dtype: Dtype of `bias`, and of `weight` when it is decoded.
+        device: Device of the empty tensors, `meta` for a skeleton.
+        transposed: The uncompressed checkpoint holds the weight as `[in_features, out_features]` (GPT-2's `Conv1D`).
+
+    Attributes:
+        scheme: As given.
+        compute_dtype: Dtype in which `weight` decodes; follows `.to(dtype)`, which leaves the stored tensors alone.
+    """
+
+    def __init__(
+        self,
+        scheme: TensorScheme,
+        *,
+        bias: bool = False,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        transposed: bool = False,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = scheme.in_features, scheme.out_features
+        self.scheme, self.compute_dtype, self.transposed = scheme, dtype, transposed
+        for name, spec in codec.tensor_specs(scheme).items():
+            empty = torch.empty(spec.shape, dtype=spec.dtype, device=device)
+            self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
+        self.register_parameter("bias", None)
+        if bias:
+            self.bias = nn.Parameter(torch.empty(self.out_features, dtype=dtype, device=device))
+
+    @classmethod
+    def from_weight(
+        cls, weight: Tensor, scheme: TensorScheme, bias: Tensor | None = None, *, effort: str = "balanced"
+    ) -> "HyperLinear":
+        """Layer that stores `weight`.
+
+        Args:
+            weight: `[out_features, in_features]` floating point.
+            scheme: How to store it.
+            bias: `[out_features]` or None; kept as it is.
+            effort: Thoroughness of the search: `fast`, `balanced` or `best`.
+
+        Example:
+            >>> scheme = TensorScheme("shift", bits=4, out_features=32, in_features=64)
+            >>> layer = HyperLinear.from_weight(torch.randn(32, 64), scheme)
+            >>> layer(torch.randn(3, 64)).shape
+            torch.Size([3, 32])
+        """
+        layer = cls(scheme, bias=bias is not None, dtype=weight.dtype, device="meta")
+        layer.store(codec.quantize(weight, scheme, effort))
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        return layer
+
+    def store(self, tensors: dict[str, Tensor]) -> None:
+        """Replace the stored tensors by `tensors`, named as in `codec.tensor_specs`."""
+        for name, tensor in tensors.items():
+            setattr(self, name, nn.Parameter(tensor, requires_grad=False))
+
+    def stored(self) -> list[Tensor]:
+        """Stored tensors in the order of `codec.tensor_specs`."""
+        return [self._parameters[name] for name in codec.tensor_specs(self.scheme)]  # pyright: ignore[reportReturnType]
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight, `[out_features, in_features]` in `dtype` (default `compute_dtype`)."""
+        return ops.decode(self.stored(), self.scheme.key, dtype or self.compute_dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`input` `[..., in_features]` to `[..., out_features]`, in the dtype of `input`."""
+        output = ops.matmul(input, self.stored(), self.scheme.key)
+        return output if self.bias is None else output + self.bias.to(output.dtype)
+
+    def extra_repr(self) -> str:
+        """Shape, hyperfunction, bits and stored bits per weight."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"hyperfunction={self.scheme.hyperfunction}, bits={self.scheme.bits:g}, "
+            f"bits_per_weight={codec.bits_per_weight(self.scheme):.3f}"
+        )
+
+    def reset_parameters(self) -> None:
+        """Stored tensors are not initialised at random: nothing to do."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and "weight" not in self.__dict__.get("_parameters", {}):
+            return self.dequantize()
+        return super().__getattr__(name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HyperLinear":
+        """Move the stored tensors with the module but keep their dtypes, which the format fixes."""
+        kept = {name: self._parameters.pop(name) for name in codec.tensor_specs(self.scheme)}
+        super()._apply(fn, recurse)
+        for name, parameter in kept.items():
+            assert parameter is not None
+            moved = fn(parameter.data)
+            if moved.dtype != parameter.dtype:
+                moved = parameter.data.to(moved.device)
+            self._parameters[name] = nn.Parameter(moved, requires_grad=False)
+        self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype, device=self.stored()[0].device)).dtype
+        return self

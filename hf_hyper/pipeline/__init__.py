@@ -1,0 +1,1 @@
+"""Whole models in and out: reading, fetching, calibrating, compressing."""

@@ -1,0 +1,1 @@
+"""Rotations that make any weight matrix look Gaussian."""

@@ -1,0 +1,30 @@
+"""Assertions shared by several test files."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["assert_as_accurate_as", "relative_error"]
+
+
+def relative_error(got: Tensor, wanted: Tensor) -> float:
+    """Euclidean norm of the difference over that of `wanted`, in float64."""
+    got, wanted = got.double(), wanted.double()
+    return float((got - wanted).norm() / wanted.norm().clamp(min=1e-300))
+
+
+def assert_as_accurate_as(exact: Tensor, same_dtype: Tensor, got: Tensor, *, atol: float = 1e-6) -> None:
+    """A kernel may be at most twice as far from a float32 reference as plain arithmetic in its own dtype.
+
+    Args:
+        exact: Result computed in float32 or better.
+        same_dtype: The same computed naively in the dtype of the kernel.
+        got: The kernel's result.
+        atol: Allowance on top, relative to the largest magnitude of `exact`.
+    """
+    assert got.dtype == same_dtype.dtype
+    assert got.shape == exact.shape
+    scale = float(exact.abs().max())
+    error = float((got.double() - exact.double()).abs().max())
+    allowed = 2 * float((same_dtype.double() - exact.double()).abs().max()) + atol * scale
+    assert error <= allowed, f"largest error {error:.3g}, allowed {allowed:.3g} (values up to {scale:.3g})"
+    assert torch.isfinite(got).all()

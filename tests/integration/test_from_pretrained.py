@@ -1,0 +1,224 @@
+"""The whole path through transformers: compress while loading, save, reload, generate, refuse."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import relative_error
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+from hf_hyper import FormatError, HyperConfig, HyperLinear
+
+PROMPT = "Once upon a time"
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def load(folder: Path, **options) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    return model(torch.arange(3, 35)[None]).logits
+
+
+@pytest.fixture(scope="module")
+def compressed(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compressed")
+    load(stories, quantization_config=HyperConfig(bits=4), dtype=torch.float32).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("options", [{"bits": 4}, {"bits": 3}, {"bits": 6.5, "hyperfunction": "winding"}], ids=str)
+def test_reloaded_model_gives_the_same_bits(stories: Path, tmp_path: Path, options: dict) -> None:
+    original = load(stories, dtype=torch.float32)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        stories, quantization_config=HyperConfig(**options), dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    assert sum(isinstance(module, HyperLinear) for module in model.modules()) == 35
+    assert all(parameter.device.type != "meta" for parameter in model.parameters())
+    wanted, got = logits(original), logits(model)
+    assert relative_error(got, wanted) < 0.15
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    again, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert torch.equal(logits(again), got)
+    again.save_pretrained(tmp_path / "twice")
+    assert torch.equal(logits(load(tmp_path / "twice")), got)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def test_generate(stories: Path, compressed: Path, dtype: torch.dtype) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(stories)
+    model = load(compressed, dtype=dtype)
+    inputs = tokenizer(PROMPT, return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+    assert output.shape[1] == inputs["input_ids"].shape[1] + 24
+    text = tokenizer.decode(output[0], skip_special_tokens=True)
+    assert text.startswith(PROMPT)
+    assert sum(word in text for word in (" there ", " was ", " a ", " little ")) >= 3, text
+
+
+def test_file_holds_codes_and_the_sentinel(compressed: Path) -> None:
+    with safe_open(compressed / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+        assert "pip install hf-hyper" in file.metadata()["hyper"]
+        sentinel = file.get_tensor("model.layers.0.self_attn.q_proj.weight")
+    assert sentinel.dtype == torch.uint8
+    assert sentinel.dim() == 1
+    assert "model.layers.4.mlp.down_proj.codes" in names
+    assert "model.embed_tokens.weight" in names
+    assert [name for name in names if name.endswith("_proj.weight")] == ["model.layers.0.self_attn.q_proj.weight"]
+
+
+def test_folder_without_the_package_fails_loudly(compressed: Path) -> None:
+    program = f"from transformers import AutoModelForCausalLM as A; A.from_pretrained({str(compressed)!r})"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.returncode != 0
+    assert "Unknown quantization type, got hyper" in run.stderr
+    assert "RuntimeError" in run.stderr
+    assert "q_proj.weight" in run.stderr
+
+
+def edit_config(folder: Path, **changes) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"].update(changes)
+    path.write_text(json.dumps(config))
+
+
+def test_newer_format_is_refused(compressed: Path, tmp_path: Path) -> None:
+    for file in compressed.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    edit_config(tmp_path, format_version=2)
+    with pytest.raises(FormatError, match="upgrade with: pip install -U hf-hyper"):
+        load(tmp_path)
+
+
+def test_record_of_an_unknown_module_is_refused(compressed: Path, tmp_path: Path) -> None:
+    for file in compressed.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    edit_config(tmp_path, tensor_schemes={"model.layers.9.mlp.down_proj": {"bits": 4}})
+    with pytest.raises(FormatError, match=r"do not exist in LlamaForCausalLM, the first is 'model.layers.9"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weight_that_is_not_finite_names_the_tensor(stories: Path, tmp_path: Path, value: float) -> None:
+    for file in stories.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.2.mlp.up_proj.weight"][3, 4] = value
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(Exception, match=r"model.layers.2.mlp.up_proj: (nan|inf) at row 3, column 4|conversion"):
+        load(tmp_path, quantization_config=HyperConfig(bits=4))
+
+
+def names_of(model: nn.Module) -> set[str]:
+    return {name for name, module in model.named_modules() if isinstance(module, HyperLinear)}
+
+
+def small_llama(folder: Path, tied: bool) -> Path:
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    ("skip", "left_out"),
+    [
+        (None, {"lm_head"}),
+        (["model.layers.1"], {"layers.1."}),
+        (["gate_proj", "lm_head"], {"gate_proj", "lm_head"}),
+        ([r"model.layers.\d+.self_attn", "lm_head"], {"self_attn", "lm_head"}),
+        ([], set()),
+    ],
+    ids=["default", "prefix", "suffix", "regex", "nothing"],
+)
+def test_modules_to_not_convert(tmp_path: Path, tied: bool, skip: list[str] | None, left_out: set[str]) -> None:
+    small_llama(tmp_path / "a", tied)
+    model = load(tmp_path / "a", quantization_config=HyperConfig(bits=4, modules_to_not_convert=skip))
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    wanted = {name for name in linear if not any(part in name for part in left_out | ({"lm_head"} if tied else set()))}
+    assert names_of(model) == wanted
+    before = logits(model)
+    model.save_pretrained(tmp_path / "b")
+    again = load(tmp_path / "b")
+    assert names_of(again) == wanted
+    assert torch.equal(logits(again), before)
+
+
+def test_nothing_to_compress_is_an_error(tmp_path: Path) -> None:
+    small_llama(tmp_path, tied=True)
+    with pytest.raises(ValueError, match="no linear layer of LlamaForCausalLM is left to compress"):
+        load(tmp_path, quantization_config=HyperConfig(modules_to_not_convert=["model"]))
+
+
+def test_gpt2_keeps_its_transposed_layers(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "a")
+    original = load(tmp_path / "a", dtype=torch.float32)
+    model = load(tmp_path / "a", quantization_config=HyperConfig(bits=8), dtype=torch.float32)
+    assert len(names_of(model)) == 8
+    assert relative_error(logits(model), logits(original)) < 0.02
+    model.save_pretrained(tmp_path / "b")
+    assert torch.equal(logits(load(tmp_path / "b")), logits(model))
+
+
+def test_dequantize_gives_plain_layers(compressed: Path) -> None:
+    model = load(compressed)
+    before = logits(model)
+    plain = model.dequantize()
+    assert names_of(plain) == set()
+    assert not hasattr(plain.config, "quantization_config")
+    assert torch.allclose(logits(plain), before, atol=1e-3)
+
+
+def test_moving_to_another_dtype_keeps_stored_tensors(compressed: Path) -> None:
+    model = load(compressed)
+    layer = model.model.layers[0].mlp.down_proj
+    before = {name: tensor.clone() for name, tensor in zip(("codes", "scale", "out_scale"), layer.stored(), strict=True)}
+    model.to(torch.bfloat16)
+    assert layer.weight.dtype == torch.bfloat16
+    for name, tensor in zip(before, layer.stored(), strict=True):
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name])
+
+
+def test_gradient_reaches_the_embeddings(compressed: Path) -> None:
+    model = load(compressed)
+    model(torch.arange(3, 35)[None], labels=torch.arange(3, 35)[None]).loss.backward()
+    grad = model.model.embed_tokens.weight.grad
+    assert grad is not None
+    assert float(grad.abs().max()) > 0
+    assert all(parameter.grad is None for _, parameter in model.named_parameters() if not parameter.requires_grad)
+
+
+def test_repr_tells_the_storage(compressed: Path) -> None:
+    text = repr(load(compressed).model.layers[0].mlp.down_proj)
+    assert "hyperfunction=shift, bits=4, bits_per_weight=4." in text

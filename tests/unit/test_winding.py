@@ -1,0 +1,394 @@
+"""`winding`: directions, format, exact nearest search, encoder."""
+
+import math
+from pathlib import Path
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hf_hyper import _native, hyperfunctions
+from hf_hyper.encoders import EFFORTS, encode
+from hf_hyper.encoders.nearest import assign, nearest, nearest_brute_force, shells
+from hf_hyper.errors import ConfigError
+from hf_hyper.hyperfunctions.winding import DIRECTIONS, WindingOptions, code_width, direction, nodes
+from hf_hyper.packing import unpack
+from hf_hyper.scheme import TensorScheme
+
+CPU = torch.device("cpu")
+PAPER = {"num_points": 1600, "num_shells": 3, "box_side": 0.1, "direction": "lattice"}
+
+
+def scheme(out_features: int = 16, in_features: int = 16, bits: float = 4, **options: object) -> TensorScheme:
+    rate, constants = hyperfunctions.get("winding").resolve(bits, options)
+    return TensorScheme("winding", rate, out_features, in_features, incoherence=False, options=constants)
+
+
+def decode(tensors: dict[str, Tensor], of: TensorScheme) -> Tensor:
+    return hyperfunctions.get("winding").decode(tensors, of)
+
+
+def codes_of(tensors: dict[str, Tensor], of: TensorScheme) -> Tensor:
+    return unpack(tensors["codes"], code_width(of), -(-of.in_features // 2))
+
+
+@pytest.fixture(scope="module")
+def trained(stories: Path) -> Tensor:
+    """A trained feed-forward matrix, `[172, 64]`."""
+    return load_file(stories / "model.safetensors")["model.layers.2.mlp.gate_proj.weight"].float()
+
+
+# Directions and nodes
+
+
+def test_plastic_direction_is_the_plastic_number_to_32_bits():
+    with mpmath.workdps(40):
+        plastic = mpmath.findroot(lambda x: x**3 - x - 1, 1.32)
+        wanted = tuple(int(mpmath.floor(2**32 / plastic**power)) for power in (1, 2))
+    assert direction("plastic", 1600) == wanted
+
+
+def test_lattice_direction_is_the_released_one():
+    assert direction("lattice", 1600) == (2**32 // 1600, -(-(2**32) // 40))
+    theta = np.arange(1600)
+    released = np.stack([theta / 1600, theta / 40 % 1], 1) - 0.5
+    of = scheme(num_points=1600, direction="lattice")
+    np.testing.assert_allclose(nodes(of, CPU)[1:].numpy(), released, atol=1e-6)  # 1600 steps of at most 2^-32
+
+
+@pytest.mark.parametrize("num_points", [1, 2, 3, 63, 255, 1600, 2047, 16383])
+def test_hexagonal_slope_is_the_half_integer_closest_to_an_equilateral_cell(num_points: int):
+    turn = direction("hexagonal", num_points)[1]
+    ideal = math.sqrt(num_points * math.sqrt(0.75))
+    slope = 2**32 / (turn or 2**33)
+    assert abs(slope - ideal) <= 0.5 + 1e-6
+    assert slope % 1 == pytest.approx(0.5, abs=1e-5)
+
+
+def test_hexagonal_nodes_have_six_neighbours_at_about_one_distance():
+    orbit = nodes(scheme(num_points=1600, direction="hexagonal"), CPU)[1:]
+    inner = orbit[orbit.abs().amax(1) < 0.4]
+    distance = torch.cdist(inner.double(), orbit.double()).topk(8, largest=False).values[:, 1:]
+    assert (distance[:, 5] / distance[:, 0]).max() < 1.05
+    assert (distance[:, 6] / distance[:, 5]).min() > 1.5
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+@pytest.mark.parametrize("num_points", [1, 2, 1600, 2047])
+def test_nodes_follow_the_integer_orbit(name: str, num_points: int):
+    of = scheme(num_points=num_points, direction=name)
+    turn = direction(name, num_points)
+    wanted = [[0.0, 0.0]]
+    wanted += [[(theta * a % 2**32 - 2**31) / 2**32 for a in turn] for theta in range(num_points)]
+    assert torch.equal(nodes(of, CPU), torch.tensor(wanted, dtype=torch.float64).float())
+
+
+# Rates and options
+
+
+def test_paper_settings_are_6_5_bits_per_weight():
+    of = scheme(64, 4096, bits=4, **PAPER)
+    assert of.bits == 6.5
+    assert code_width(of) == 13 == ((3 + 1) * (1600 + 1) - 1).bit_length()
+    specs = hyperfunctions.get("winding").tensors(of)
+    assert 8 * specs["codes"].num_bytes == 64 * 4096 * 6.5
+    assert {name: spec.shape for name, spec in specs.items()} == {
+        "codes": (64, 832),
+        "centre": (2,),
+        "shell_side": (4,),
+    }
+
+
+@pytest.mark.parametrize(("bits", "rate"), [(1.5, 1.5), (2, 2.0), (3.25, 3.5), (4, 4.0), (6.5, 6.5), (7.9, 8.0)])
+def test_num_points_is_the_largest_that_fits(bits: float, rate: float):
+    of = scheme(bits=bits)
+    points = of.option("num_points")
+    assert of.bits == rate
+    assert 4 * (points + 1) <= 2 ** (2 * rate) < 4 * (points + 2)
+
+
+def test_scheme_survives_its_key():
+    of = scheme(bits=3, box_side=0.05)
+    assert TensorScheme.parse(of.key) == of
+    assert of.option("box_side") == 50_000_000
+
+
+@pytest.mark.parametrize(
+    ("bits", "options", "match"),
+    [
+        (1, {}, r"bits >= 1\.5 or num_shells <= 1"),
+        (4, {"num_points": 2**23}, "num_points <= 4194303"),
+        (4, {"num_shells": 0}, "num_shells is 0"),
+        (4, {"num_points": 0}, "num_points is 0"),
+        (4, {"box_side": -1.0}, "box_side is -1.0"),
+        (4, {"direction": "golden"}, "'hexagonal', 'lattice', 'plastic'"),
+        (4, {"points": 3}, r"no option \['points'\]"),
+    ],
+)
+def test_impossible_settings_say_what_would_fit(bits: float, options: dict[str, object], match: str):
+    with pytest.raises(ConfigError, match=match):
+        hyperfunctions.get("winding").resolve(bits, options)
+
+
+def test_smallest_rate_works_with_one_shell():
+    of = scheme(bits=1, num_shells=1)
+    assert (of.bits, of.option("num_points")) == (1.0, 1)
+    assert decode(encode(torch.randn(16, 16), of), of).isfinite().all()
+
+
+def test_codes_that_do_not_fit_the_rate_are_refused():
+    of = scheme(bits=4)
+    wrong = TensorScheme("winding", 3.5, 16, 16, incoherence=False, options=of.options)
+    with pytest.raises(ConfigError, match=r"256 codes a pair, which 3\.5 bits"):
+        hyperfunctions.get("winding").tensors(wrong)
+
+
+def test_defaults_are_those_of_the_options_class():
+    given = {name: getattr(WindingOptions(), name) for name in ("num_shells", "direction", "box_side")}
+    assert scheme(bits=4) == scheme(bits=4, **given)
+
+
+# Nearest search
+
+
+def awkward_cases() -> list[tuple[str, Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    grid = (normal(300, 2) * 8).round() / 8
+    return [
+        ("ties", (normal(3000, 2) * 16).round() / 16, grid),
+        ("repeated", normal(500, 2), torch.cat([grid, grid])),
+        ("one node", normal(100, 2), normal(1, 2)),
+        ("equal nodes", normal(100, 2), torch.ones(50, 2)),
+        ("line", normal(1000, 2) * torch.tensor([1.0, 0.0]), normal(200, 2) * torch.tensor([0.0, 1.0])),
+        ("one point", normal(1, 2), normal(200, 2)),
+        ("equal points", torch.ones(100, 2), normal(200, 2)),
+        ("clustered", normal(3000, 2), normal(500, 2) * torch.rand(500, 1, generator=generator) ** 9),
+        ("distant", normal(1000, 2) * 1e-3 + 1000, normal(300, 2) * 1e-3 + 1000),
+        ("tiny", normal(1000, 2) * 1e-22, normal(300, 2) * 1e-22),
+        ("large", normal(1000, 2) * 1e17, normal(300, 2) * 1e17),
+        ("outlier", torch.cat([normal(3000, 2), torch.tensor([[1e6, -1e6]])]), normal(300, 2)),
+        ("no points", normal(0, 2), normal(3, 2)),
+    ]
+
+
+@pytest.mark.parametrize(("points", "grid"), [pytest.param(p, n, id=name) for name, p, n in awkward_cases()])
+def test_nearest_is_brute_force_on_awkward_input(points: Tensor, grid: Tensor):
+    assert torch.equal(nearest(points, grid), nearest_brute_force(points, grid, chunk=1 << 16))
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+@pytest.mark.parametrize("num_points", [1, 2, 15, 255, 2047])
+def test_nearest_is_brute_force_on_every_direction(name: str, num_points: int):
+    unit = nodes(scheme(num_points=num_points, direction=name), CPU)
+    points = torch.rand(4000, 2, generator=torch.Generator().manual_seed(1)) - 0.5
+    index = nearest(points, unit)
+    assert torch.equal(index, nearest_brute_force(points, unit))
+    assert (index < len(unit)).all()
+
+
+def test_nodes_are_nearest_to_themselves():
+    unit = nodes(scheme(bits=6.5), CPU)
+    assert torch.equal(unit[nearest(unit, unit).long()], unit)
+
+
+@pytest.mark.skipif(_native.load() is None, reason="no compiled core")
+@pytest.mark.parametrize("isa", _native.available_isas())
+@pytest.mark.parametrize("threads", [1, 3])
+def test_native_search_depends_on_neither_isa_nor_threads(isa: str, threads: int):
+    unit = nodes(scheme(bits=5), CPU)
+    points = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(2)) * 0.2
+    _native.set_isa(isa)
+    try:
+        assert torch.equal(_native.winding_nearest(points, unit, threads), nearest_brute_force(points, unit))
+    finally:
+        _native.set_isa("auto")
+
+
+@pytest.mark.skipif(_native.load() is None, reason="no compiled core")
+def test_native_search_refuses_non_finite_points():
+    with pytest.raises(ConfigError, match="NaN"):
+        _native.winding_nearest(torch.tensor([[0.0, math.nan]]), torch.zeros(1, 2))
+
+
+# Encoder
+
+
+def paper_reference(weight: Tensor, of: TensorScheme) -> tuple[Tensor, Tensor]:
+    """Code and node distance of every pair, by the released code's steps in float64 with a KD-tree."""
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    shells_count, side, unit = of.option("num_shells"), 0.1, nodes(of, CPU).double().numpy()
+    pairs = weight.double().numpy().reshape(-1, 2)
+    pairs = pairs - pairs.mean(0).astype(np.float32)
+    distance = np.linalg.norm(pairs, axis=1)
+    steps = side / 2 + np.arange(shells_count + 1) * (distance.max() - side / 2) / shells_count
+    steps[-1] = distance.max()
+    shell = np.argmax(distance[:, None] <= steps, axis=1)
+    shell[np.abs(pairs).max(1) <= side / 2] = 0
+    scaled = pairs / (2 * steps[shell])[:, None]
+    found, index = neighbors.KDTree(unit, leaf_size=100).query(scaled, k=1)
+    return torch.from_numpy(shell * len(unit) + index[:, 0]), torch.from_numpy(found[:, 0])
+
+
+def test_paper_settings_give_the_index_of_brute_force_on_every_pair(trained: Tensor):
+    of = scheme(*trained.shape, **PAPER)
+    tensors = encode(trained, of, "fast")
+    codes, unit = codes_of(tensors, of).flatten(), nodes(of, CPU)
+    shell = codes // len(unit)
+    points = trained.double().view(-1, 2) - tensors["centre"].double()
+    scaled = (points / tensors["shell_side"].double()[shell].unsqueeze(1)).float()
+    assert shell.unique().tolist() == [0, 1, 2, 3]
+    assert torch.equal(codes % len(unit), nearest_brute_force(scaled, unit).long())
+
+
+def test_paper_settings_agree_with_a_kd_tree_in_float64(trained: Tensor):
+    of = scheme(*trained.shape, **PAPER)
+    tensors = encode(trained, of, "fast")
+    codes, unit = codes_of(tensors, of).flatten(), nodes(of, CPU)
+    wanted, distance = paper_reference(trained, of)
+    shell = codes // len(unit)
+    assert torch.equal(shell, wanted // len(unit))
+    points = trained.double().view(-1, 2) - tensors["centre"].double()
+    scaled = points / tensors["shell_side"].double()[shell].unsqueeze(1)
+    ours = (scaled - unit.double()[codes % len(unit)]).norm(dim=1)
+    torch.testing.assert_close(ours, distance, rtol=0, atol=1e-7)  # float32 steps of a coordinate up to one half
+    assert (codes == wanted).double().mean() > 0.999  # the rest are ties within float32
+
+
+@pytest.mark.parametrize("bits", [2, 4, 6.5])
+def test_balanced_takes_the_nearest_of_all_codes(trained: Tensor, bits: float):
+    of = scheme(*trained.shape, bits=bits)
+    tensors = encode(trained, of)
+    side, unit = tensors["shell_side"].double(), nodes(of, CPU)
+    everything = ((side / side[-1]).float().view(-1, 1, 1) * unit).flatten(0, 1)
+    points = (trained.double().view(-1, 2) - tensors["centre"].double()) / side[-1]
+    assert torch.equal(codes_of(tensors, of).flatten(), nearest_brute_force(points.float(), everything).long())
+
+
+def test_more_effort_and_more_bits_lower_the_error(trained: Tensor):
+    def error(bits: float, effort: str) -> float:
+        of = scheme(*trained.shape, bits=bits)
+        return float((decode(encode(trained, of, effort), of) - trained).square().mean())
+
+    by_effort = [error(4, effort) for effort in EFFORTS]
+    assert by_effort[1] < 0.9 * by_effort[0]
+    assert by_effort[2] <= by_effort[1]
+    assert error(3, "balanced") > by_effort[1] > error(5, "balanced") > error(6, "balanced")
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_weights_on_codes_are_kept(effort: str):
+    """decode(encode(p)) = p for the points of the box, and of the shells beyond it."""
+    of = scheme(bits=5)
+    side = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    unit = nodes(of, CPU)
+    points = (side.view(-1, 1, 1) * unit).double()
+    distance, box = points.norm(dim=2), points.abs().amax(2)
+    beyond = torch.cat([torch.zeros(1), side[:-1]]).view(-1, 1) / 2
+    own = (distance > beyond) & (distance <= side.view(-1, 1) / 2) & ((box > 0.5) | (side == 1).view(-1, 1))
+    kept = points[own]
+    codes = assign(kept, side, of, effort)
+    decoded = side[codes // len(unit)].unsqueeze(1) * unit[codes % len(unit)]
+    assert len(kept) > 2 * len(unit)
+    torch.testing.assert_close(decoded.double(), kept, rtol=0, atol=1e-6)  # float32 at magnitudes up to 2
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+@pytest.mark.parametrize(
+    "weight",
+    [
+        pytest.param(torch.zeros(4, 6), id="zeros"),
+        pytest.param(torch.full((4, 6), 0.1), id="constant"),
+        pytest.param(torch.tensor([[3.0]]), id="one weight"),
+        pytest.param(torch.tensor([[3.0, -2.0, 1.0]]), id="one row"),
+        pytest.param(torch.tensor([[3.0], [-2.0], [1.0]]), id="one column"),
+        pytest.param(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)) * 1e30, id="huge"),
+        pytest.param(torch.tensor([[3.4e38, -3.4e38], [3.4e38, 3.4e38]]), id="largest"),
+        pytest.param(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)) * 1e-41, id="subnormal"),
+        pytest.param(torch.eye(8) * 1e-45, id="smallest"),
+        pytest.param(torch.eye(64) * 1e6, id="outliers"),
+        pytest.param(torch.rand(8, 7, generator=torch.Generator().manual_seed(0)) - 0.5, id="nothing outside"),
+    ],
+)
+def test_degenerate_tensors(weight: Tensor, effort: str):
+    of = scheme(*weight.shape, bits=6.5)
+    tensors = encode(weight, of, effort)
+    specs = hyperfunctions.get("winding").tensors(of)
+    assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == {
+        name: (spec.shape, spec.dtype) for name, spec in specs.items()
+    }
+    decoded = decode(tensors, of)
+    assert decoded.isfinite().all()
+    # 2047 points in a box of side 4 * largest are 0.1 * largest apart; the largest float32 saturate at half.
+    room = 0.11 * float(weight.double().abs().max()) + 2.0**-148
+    if weight.abs().max() < 1e38:
+        assert (decoded.double() - weight).abs().max() <= room
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3e30])
+def test_constant_tensors_are_exact(value: float):
+    of = scheme(5, 9)
+    weight = torch.full((5, 9), value)
+    assert torch.equal(decode(encode(weight, of), of), weight)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 17, 33])
+def test_rows_decode_alone_at_any_width(columns: int):
+    of = scheme(6, columns, bits=4.5)
+    weight = torch.randn(6, columns, generator=torch.Generator().manual_seed(columns))
+    tensors = encode(weight, of)
+    decoded = decode(tensors, of)
+    assert decoded.shape == weight.shape
+    for row in range(6):
+        assert torch.equal(decode({**tensors, "codes": tensors["codes"][row : row + 1]}, of)[0], decoded[row])
+
+
+def test_incoherence_stores_the_padded_matrix():
+    rate, constants = hyperfunctions.get("winding").resolve(4, {})
+    of = TensorScheme("winding", rate, 30, 20, incoherence=True, options=constants)
+    weight = torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
+    tensors = encode(weight, of)
+    assert tensors["codes"].shape == (32, 4)
+    assert float((decode(tensors, of) - weight).square().mean()) < 0.02
+
+
+def test_a_fixed_box_side_is_kept(trained: Tensor):
+    of = scheme(*trained.shape, bits=5, box_side=0.25)
+    for effort in EFFORTS:
+        assert float(encode(trained, of, effort)["shell_side"][0]) == 0.25
+
+
+def test_large_matrices_are_encoded_in_blocks(monkeypatch: pytest.MonkeyPatch):
+    weight = torch.randn(40, 31, generator=torch.Generator().manual_seed(3))
+    of = scheme(40, 31)
+    whole = encode(weight, of)
+    monkeypatch.setattr("hf_hyper.encoders.nearest._BLOCK", 64)
+    assert all(torch.equal(encode(weight, of)[name], whole[name]) for name in whole)
+
+
+def test_shells_hold_every_point():
+    of = scheme(bits=4)
+    sample = torch.randn(1000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    side = shells(sample, 20.0, torch.zeros(2), of, "balanced")
+    assert float(side[-1]) == 40.0
+    assert (side.diff() > 0).all()
+
+
+def test_bit_patterns_beyond_the_last_code_decode_finite():
+    of = scheme(4, 8, **PAPER)
+    tensors = encode(torch.randn(4, 8), of)
+    assert decode({**tensors, "codes": torch.full_like(tensors["codes"], -1)}, of).isfinite().all()
+
+
+def test_without_the_core_the_tensors_are_the_same(monkeypatch: pytest.MonkeyPatch, trained: Tensor):
+    of = scheme(*trained.shape, bits=4)
+    fast = encode(trained, of)
+    monkeypatch.setattr(_native, "load", lambda: None)
+    slow = encode(trained, of)
+    assert all(torch.equal(fast[name], slow[name]) for name in fast)
