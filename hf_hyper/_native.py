@@ -11,6 +11,7 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,9 +31,21 @@ _SIGNATURES = {
     "hyper_shift_encode": (_INT, (_POINTER, _INT64, _INT, _INT, _UINT32, _INT, _POINTER)),
     "hyper_shift_encode_observable": (_INT, (_POINTER, _INT64, _INT, _INT, _POINTER, _INT, _POINTER)),
     "hyper_shift_decode": (_INT, (_POINTER, _INT64, _INT, _UINT32, _INT, _POINTER)),
+    "hyper_shift_matmul": (
+        _INT,
+        (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT64, _INT, _INT, _POINTER),
+    ),
+    "hyper_shift_rotate": (_INT, (_POINTER, _POINTER, _INT, _INT64, _INT, _POINTER, _INT, _POINTER)),
+    "hyper_shift_decode_rows": (_INT, (_POINTER, _POINTER, _INT64, _INT64, _INT, _POINTER, _INT)),
+    "hyper_shift_finish": (
+        _INT,
+        (_POINTER, _POINTER, _INT, _POINTER, _POINTER, _POINTER, _INT64, _INT, _POINTER, _INT),
+    ),
     "hyper_winding_nearest": (_INT, (_POINTER, _INT64, _POINTER, _INT64, _INT, _POINTER)),
 }
 _NON_FINITE, _MEMORY = -2, -3
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_MAX_FACTORS = 32
 
 
 @functools.cache
@@ -107,9 +120,7 @@ def set_isa(name: str) -> None:
         raise ConfigError(f"set_isa: got {name!r}, wanted one of {', '.join(available_isas())} or auto")
 
 
-def shift_encode(
-    tiles: Tensor, bits: int, survivor_bits: int, multiplier: int, threads: int | None = None
-) -> Tensor:
+def shift_encode(tiles: Tensor, bits: int, survivor_bits: int, multiplier: int, threads: int | None = None) -> Tensor:
     """Closest circular bit string of `shift`, format 1, for every tile (tail-biting Viterbi).
 
     Args:
@@ -202,6 +213,245 @@ def shift_decode(codes: Tensor, bits: int, multiplier: int, threads: int | None 
     return tiles
 
 
+class ShiftPlan(ctypes.Structure):
+    """What all products with one `shift` weight share: `hyper_shift_plan` of `csrc/hyper.h`.
+
+    Args:
+        out_features: Rows of the weight.
+        in_features: Columns of the weight.
+        bits: Bits per weight, 1..8.
+        multiplier: Odd 32-bit constant of the observable.
+        mean: Mean of the byte sum over all states.
+        deviation: Its population standard deviation.
+        input_blocks: Parts of the padded input side that are rotated separately.
+        output_block: Rows that are rotated together.
+        matrices: Square float32 matrices of the cosine transforms of a part of the input side, outermost axis first.
+        signs_in: `[padded_in]` float32 of +1 and -1.
+        signs_out: `[padded_out]` float32 of +1 and -1.
+    """
+
+    _fields_ = (
+        ("out_features", _INT64),
+        ("in_features", _INT64),
+        ("bits", ctypes.c_int32),
+        ("multiplier", _UINT32),
+        ("mean_offset", ctypes.c_float),
+        ("inverse_deviation", ctypes.c_float),
+        ("input_blocks", ctypes.c_int32),
+        ("output_block", ctypes.c_int32),
+        ("num_factors", ctypes.c_int32),
+        ("factors", ctypes.c_int32 * _MAX_FACTORS),
+        ("cosines", _POINTER),
+        ("signs_in", _POINTER),
+        ("signs_out", _POINTER),
+    )
+
+    def __init__(
+        self,
+        *,
+        out_features: int,
+        in_features: int,
+        bits: int,
+        multiplier: int,
+        mean: float,
+        deviation: float,
+        input_blocks: int,
+        output_block: int,
+        matrices: Sequence[Tensor],
+        signs_in: Tensor,
+        signs_out: Tensor,
+    ) -> None:
+        _check_range("bits", bits, 1, 8)
+        _check_multiplier(multiplier)
+        cosines = torch.cat([torch.zeros(1), *(matrix.float().flatten() for matrix in matrices)])[1:]
+        self._kept = cosines, signs_in.float().contiguous(), signs_out.float().contiguous()
+        self.padded_in, self.padded_out = len(signs_in), len(signs_out)
+        factors = [len(matrix) for matrix in matrices]
+        super().__init__(
+            out_features,
+            in_features,
+            bits,
+            multiplier,
+            mean - 510,
+            1 / deviation,
+            input_blocks,
+            output_block,
+            len(factors),
+            (ctypes.c_int32 * _MAX_FACTORS)(*factors),
+            *(tensor.data_ptr() for tensor in self._kept),
+        )
+        self.address = ctypes.addressof(self)
+
+
+def shift_matmul(
+    plan: ShiftPlan,
+    codes: Tensor,
+    scale: Tensor,
+    out_scale: Tensor,
+    x: Tensor,
+    *,
+    int8: bool = False,
+    threads: int | None = None,
+) -> Tensor:
+    """`x @ weight.T` straight from the stored tensors, rotations included; every 8 tokens decode the weight once.
+
+    Args:
+        plan: Shape and constants.
+        codes: `[padded_out / 16, padded_in / 16, 8 * bits]` int32.
+        scale: `[padded_out]` float16.
+        out_scale: `[out_features]` bfloat16.
+        x: `[tokens, in_features]` float32, bfloat16 or float16.
+        int8: Round rotated activations to 8 bits per token and 16 columns, about 0.5 % of error, instead of keeping
+            them in float32.
+        threads: Threads to use; `torch.get_num_threads()` unless given. The result does not depend on it.
+
+    Returns:
+        `[tokens, out_features]`, dtype of `x`.
+
+    Raises:
+        ShapeError: A tensor has another shape than the plan wants.
+        ConfigError: A tensor has another dtype or lies on another device.
+        KernelUnavailable: There is no compiled core.
+    """
+    library = _require()
+    codes = _stored("codes", codes, (plan.padded_out // 16, plan.padded_in // 16, 8 * plan.bits), torch.int32)
+    scale = _stored("scale", scale, (plan.padded_out,), torch.float16)
+    out_scale = _stored("out_scale", out_scale, (plan.out_features,), torch.bfloat16)
+    x = _activations(x, plan)
+    y = x.new_empty(x.shape[0], plan.out_features)
+    result = library.hyper_shift_matmul(
+        plan.address,
+        codes.data_ptr(),
+        scale.data_ptr(),
+        out_scale.data_ptr(),
+        x.data_ptr(),
+        _DTYPES[x.dtype],
+        x.shape[0],
+        int8,
+        _threads(threads),
+        y.data_ptr(),
+    )
+    _check(result, "shift_matmul")
+    return y
+
+
+def shift_rotate(plan: ShiftPlan, x: Tensor, dtype: torch.dtype, threads: int | None = None) -> tuple[Tensor, Tensor]:
+    """Activations in the basis of the codes.
+
+    Args:
+        plan: Shape and constants.
+        x: `[tokens, in_features]` float32, bfloat16 or float16.
+        dtype: Of the result: float32 or bfloat16.
+        threads: Threads to use; `torch.get_num_threads()` unless given.
+
+    Returns:
+        `[tokens, padded_in]` in `dtype`, and `[tokens]` float32: the sum of each token's values before rounding, which
+        `shift_finish` wants.
+
+    Raises:
+        ShapeError: `x` has another width than the plan.
+        ConfigError: A dtype or the device is not supported.
+        KernelUnavailable: There is no compiled core.
+    """
+    library = _require()
+    x = _activations(x, plan)
+    rotated = x.new_empty(x.shape[0], plan.padded_in, dtype=_panel_dtype(dtype))
+    sums = x.new_empty(x.shape[0], dtype=torch.float32)
+    result = library.hyper_shift_rotate(
+        plan.address,
+        x.data_ptr(),
+        _DTYPES[x.dtype],
+        x.shape[0],
+        _threads(threads),
+        rotated.data_ptr(),
+        _DTYPES[dtype],
+        sums.data_ptr(),
+    )
+    _check(result, "shift_rotate")
+    return rotated, sums
+
+
+def shift_decode_rows(
+    plan: ShiftPlan, codes: Tensor, first_tile: int, tiles: int, rows: Tensor, threads: int | None = None
+) -> None:
+    """Centred byte sums of some output tiles, row-major: weights in the basis of the codes before any scale.
+
+    Args:
+        plan: Shape and constants.
+        codes: `[padded_out / 16, padded_in / 16, 8 * bits]` int32, of the whole weight.
+        first_tile: First output tile.
+        tiles: Output tiles.
+        rows: `[16 * tiles, padded_in]` float32 or bfloat16, contiguous: receives integers in -510..510, of which
+            bfloat16 rounds those beyond 256.
+        threads: Threads to use; `torch.get_num_threads()` unless given.
+
+    Raises:
+        ShapeError: `codes` or `rows` has another shape than the plan wants.
+        ConfigError: A dtype, the device, the strides or the range of tiles are not supported.
+        KernelUnavailable: There is no compiled core.
+    """
+    library = _require()
+    codes = _stored("codes", codes, (plan.padded_out // 16, plan.padded_in // 16, 8 * plan.bits), torch.int32)
+    _check_range("first_tile", first_tile, 0, plan.padded_out // 16)
+    _check_range("tiles", tiles, 0, plan.padded_out // 16 - first_tile)
+    _stored("rows", rows, (16 * tiles, plan.padded_in), _panel_dtype(rows.dtype))
+    if not rows.is_contiguous():
+        raise ConfigError(f"rows: got strides {rows.stride()}, wanted a contiguous tensor")
+    result = library.hyper_shift_decode_rows(
+        plan.address, codes.data_ptr(), first_tile, tiles, _threads(threads), rows.data_ptr(), _DTYPES[rows.dtype]
+    )
+    _check(result, "shift_decode_rows")
+
+
+def shift_finish(
+    plan: ShiftPlan,
+    product: Tensor,
+    sums: Tensor,
+    scale: Tensor,
+    out_scale: Tensor,
+    dtype: torch.dtype,
+    threads: int | None = None,
+) -> Tensor:
+    """Scales and output rotation for the product of `shift_rotate`'s and `shift_decode_rows`' results.
+
+    Args:
+        plan: Shape and constants.
+        product: `[tokens, padded_out]` float32 or bfloat16.
+        sums: `[tokens]` float32 from `shift_rotate`.
+        scale: `[padded_out]` float16.
+        out_scale: `[out_features]` bfloat16.
+        dtype: Of the result: float32, bfloat16 or float16.
+        threads: Threads to use; `torch.get_num_threads()` unless given.
+
+    Returns:
+        `[tokens, out_features]` in `dtype`.
+
+    Raises:
+        ShapeError: A tensor has another shape than the plan wants.
+        ConfigError: A tensor has another dtype or lies on another device.
+        KernelUnavailable: There is no compiled core.
+    """
+    library = _require()
+    product = _stored("product", product, (len(sums), plan.padded_out), _panel_dtype(product.dtype))
+    scale = _stored("scale", scale, (plan.padded_out,), torch.float16)
+    out_scale = _stored("out_scale", out_scale, (plan.out_features,), torch.bfloat16)
+    y = product.new_empty(len(product), plan.out_features, dtype=dtype)
+    result = library.hyper_shift_finish(
+        plan.address,
+        product.data_ptr(),
+        _DTYPES[product.dtype],
+        sums.data_ptr(),
+        scale.data_ptr(),
+        out_scale.data_ptr(),
+        len(product),
+        _threads(threads),
+        y.data_ptr(),
+        _DTYPES[dtype],
+    )
+    _check(result, "shift_finish")
+    return y
+
+
 def winding_nearest(points: Tensor, nodes: Tensor, threads: int | None = None) -> Tensor:
     """Nearest node for every point, by squared distance in float32; the lowest index on a tie.
 
@@ -240,6 +490,28 @@ def _require() -> ctypes.CDLL:
     if library is None:
         raise KernelUnavailable(f"the compiled core is not available: {unavailable_reason()}")
     return library
+
+
+def _stored(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if tensor.shape != shape:
+        raise ShapeError(f"{name}: got shape {list(tensor.shape)}, wanted {list(shape)}")
+    if tensor.dtype != dtype or not tensor.is_cpu:
+        raise ConfigError(f"{name}: got {tensor.dtype} on {tensor.device}, wanted {dtype} on cpu")
+    return tensor.contiguous()
+
+
+def _activations(x: Tensor, plan: ShiftPlan) -> Tensor:
+    if x.ndim != 2 or x.shape[1] != plan.in_features:
+        raise ShapeError(f"x: got shape {list(x.shape)}, wanted [tokens, {plan.in_features}]")
+    if x.dtype not in _DTYPES or not x.is_cpu:
+        raise ConfigError(f"x: got {x.dtype} on {x.device}, wanted float32, bfloat16 or float16 on cpu")
+    return x.contiguous()
+
+
+def _panel_dtype(dtype: torch.dtype) -> torch.dtype:
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ConfigError(f"panels: got {dtype}, wanted float32 or bfloat16")
+    return dtype
 
 
 def _prepare_encode(tiles: Tensor, bits: int, survivor_bits: int) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,9 @@ def bits_per_weight(scheme: TensorScheme) -> float:
     return 8 * sum(spec.num_bytes for spec in tensor_specs(scheme).values()) / scheme.num_weights
 
 
-def quantize(weight: Tensor, scheme: TensorScheme, effort: str = "balanced", *, name: str = "weight") -> dict[str, Tensor]:
+def quantize(
+    weight: Tensor, scheme: TensorScheme, effort: str = "balanced", *, name: str = "weight"
+) -> dict[str, Tensor]:
     """Store one weight matrix.
 
     Args:

@@ -30,7 +30,7 @@ class HyperConfig(QuantizationConfigMixin):
 
     Args:
         bits: Average code bits per weight over the compressed tensors, any real number from 1 to 8. The size of the
-            model follows it; scales add about 32 / in_features bits. 4 is close to lossless, 3 good, 2 for large models.
+            model follows it; scales add about 32 / in_features bits. 4 is a good start, 3 and 2 suit larger models.
         hyperfunction: `"shift"` (best quality per bit) or `"winding"` (the method of arXiv 2409.00592).
         effort: How long to search: `"fast"`, `"balanced"` or `"best"`. Changes quality and compression time, never the
             format or the speed of the model.
@@ -88,7 +88,7 @@ class HyperConfig(QuantizationConfigMixin):
         self.format_version = format_version
         self.tensor_schemes = {name: dict(fields) for name, fields in (tensor_schemes or {}).items()}
         if self.winding is not None and hyperfunction != "winding":
-            raise ConfigError(f"winding options given with hyperfunction {hyperfunction!r}; choose 'winding' or drop them")
+            raise ConfigError(f"winding options given with hyperfunction {hyperfunction!r}; choose 'winding'")
         hyperfunctions.get(hyperfunction).resolve(self.bits, self._options())
 
     def scheme(self, out_features: int, in_features: int) -> TensorScheme:
@@ -150,7 +150,7 @@ _DEFAULTS: dict[str, Any] = {
 
 def _check_version(version: int) -> None:
     if not isinstance(version, int) or version < 1:
-        raise FormatError(f"format_version is {version!r}, wanted an integer from 1; the folder's config.json is damaged")
+        raise FormatError(f"format_version is {version!r}, wanted a positive integer; config.json is damaged")
     if version > FORMAT_VERSION:
         raise FormatError(
             f"this model is stored in format version {version}, and this hf_hyper reads versions up to "

@@ -8,13 +8,16 @@ A saved folder carries a sentinel: one extra tensor under the original name of a
 does not fit. transformers without this package skips unknown quantizers with a warning and would go on with random
 weights; the sentinel turns that into an error.
 """
+# transformers annotates the hooks that plugins override with the types of its own stubs, which return nothing.
+# pyright: reportIncompatibleMethodOverride=false, reportPrivateImportUsage=false
 
 import re
 import time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
@@ -36,7 +39,6 @@ __all__ = ["HyperHfQuantizer", "HyperQuantize", "register"]
 logger = logging.get_logger(__name__)
 
 SENTINEL_TEXT = b"Compressed with hf-hyper. To load: pip install hf-hyper, then import hf_hyper first."
-METADATA = {"hyper": SENTINEL_TEXT.decode()}
 
 
 class HyperHfQuantizer(HfQuantizer):
@@ -60,15 +62,17 @@ class HyperHfQuantizer(HfQuantizer):
         self.dtype = dtype or torch.float32
         return dtype
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         config = self.quantization_config
         if self.pre_quantized:
             self._build_recorded(model)
             return
         if config.tensor_schemes:
             config.tensor_schemes = {}
-        skipped = self.get_modules_to_not_convert(model, config.modules_to_not_convert, model._keep_in_fp32_modules)  # pyright: ignore
-        tied = {name.rpartition(".")[0] for pair in model.all_tied_weights_keys.items() for name in pair}  # pyright: ignore
+        skipped = self.get_modules_to_not_convert(
+            model, config.modules_to_not_convert, list(model._keep_in_fp32_modules or ())
+        )
+        tied = {name.rpartition(".")[0] for pair in model.all_tied_weights_keys.items() for name in pair}
 
         def choose(name: str, out_features: int, in_features: int) -> TensorScheme | None:
             if not should_convert_module(name, skipped):
@@ -89,7 +93,7 @@ class HyperHfQuantizer(HfQuantizer):
         self._mark(model)
         self.progress = logging.tqdm(total=len(schemes), desc=f"Compressing to {config.bits:g} bits", unit="tensor")
 
-    def _build_recorded(self, model: nn.Module) -> None:
+    def _build_recorded(self, model: PreTrainedModel) -> None:
         config = self.quantization_config
 
         def choose(name: str, out_features: int, in_features: int) -> TensorScheme | None:
@@ -106,22 +110,22 @@ class HyperHfQuantizer(HfQuantizer):
             )
         self._mark(model)
 
-    def _mark(self, model: nn.Module) -> None:
+    def _mark(self, model: PreTrainedModel) -> None:
         """Tell the loader that compressed layers need no initialisation and that the sentinel is expected."""
         for _, layer in hyper_modules(model):
-            layer._is_hf_initialized = True
+            layer.__dict__["_is_hf_initialized"] = True
         sentinel = re.escape(sentinel_name(model))
-        model._keys_to_ignore_on_load_unexpected = {  # pyright: ignore[reportAttributeAccessIssue]
-            *(model._keys_to_ignore_on_load_unexpected or ()),  # pyright: ignore
+        model._keys_to_ignore_on_load_unexpected = {
+            *(model._keys_to_ignore_on_load_unexpected or ()),
             rf"^{sentinel}$",
         }
 
-    def param_needs_quantization(self, model: nn.Module, param_name: str, **kwargs: Any) -> bool:  # pyright: ignore
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
         """Whether the loader must hand this checkpoint tensor to `HyperQuantize`."""
         module, name = get_module_from_name(model, param_name)
         return isinstance(module, HyperLinear) and name == "weight" and not self.pre_quantized
 
-    def param_element_size(self, model: nn.Module, param_name: str, param: Tensor) -> float:  # pyright: ignore
+    def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
         """Bytes per element for placing modules on devices; placeholders vanish, so they count nothing."""
         module, name = get_module_from_name(model, param_name)
         return 0 if isinstance(module, HyperLinear) and name == "weight" else param.element_size()
@@ -134,7 +138,7 @@ class HyperHfQuantizer(HfQuantizer):
         """Compressed tensors load under their own names: nothing to convert."""
         return weight_conversions
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.progress is not None:
             self.progress.close()
         for _, layer in hyper_modules(model):
@@ -142,13 +146,13 @@ class HyperHfQuantizer(HfQuantizer):
                 parameter.requires_grad_(False)
         return model
 
-    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:  # pyright: ignore
-        """Tensors to save, the sentinel among them, and the note for people who open the file."""
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors to save, the sentinel among them; no metadata, whose order would differ from run to run."""
         state = dict(model.state_dict())
         state[sentinel_name(model)] = torch.tensor(list(SENTINEL_TEXT), dtype=torch.uint8)
-        return state, METADATA
+        return state, {}
 
-    def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         restore(model, dtype or self.dtype)
         return model
 
@@ -213,7 +217,7 @@ def relative_error(weight: Tensor, tensors: dict[str, Tensor], scheme: TensorSch
     return float((decoded / largest - unit).square().sum() / unit.square().sum())
 
 
-def sentinel_name(model: nn.Module) -> str:
+def sentinel_name(model: PreTrainedModel) -> str:
     """Original weight name of the first compressed module."""
     return f"{next(iter(hyper_modules(model)))[0]}.weight"
 

@@ -79,6 +79,6 @@ def _continuation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
     inputs = tokenizer(_PROMPT, return_tensors="pt")
     plain = GenerationConfig(max_new_tokens=_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.eos_token_id)
-    output = model.generate(**inputs, generation_config=plain)
+    output = model.generate(**inputs, generation_config=plain)  # pyright: ignore[reportCallIssue]
     text = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return " ".join(text.splitlines())
+    return " ".join(str(text).splitlines())

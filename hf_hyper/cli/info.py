@@ -42,8 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _show(report: Report) -> None:
+    width = max((len(record.name) for record in report.tensors), default=0)
     if report.tensors:
-        width = max(len(record.name) for record in report.tensors)
         print(f"{'tensor':<{width}}  {'shape':>13}  function  bits  bits/weight  error")
     for record in report.tensors:
         error = "-" if record.relative_error is None else f"{record.relative_error:.5f}"

@@ -34,7 +34,8 @@ def load(
         read_config(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(source)
-    return model.to(device).eval(), tokenizer
+    torch.nn.Module.to(model, device)
+    return model.eval(), tokenizer
 
 
 def stored_bytes(source: str | Path, model: PreTrainedModel) -> int:

@@ -5,6 +5,7 @@
 #include "isa.h"
 #include "shift_decode.h"
 #include "shift_encode.h"
+#include "shift_matmul.h"
 #include "shift_observable.h"
 
 namespace {
@@ -32,6 +33,29 @@ bool all_finite(const float* values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) sum += 0.0f * values[i];
   return sum == 0.0f;
 }
+
+bool valid(const hyper_shift_plan* plan) {
+  if (plan == nullptr || plan->out_features < 1 || plan->in_features < 1 || plan->bits < 1 || plan->bits > 8 ||
+      plan->multiplier % 2 == 0 || plan->input_blocks < 1 || plan->signs_in == nullptr || plan->signs_out == nullptr) {
+    return false;
+  }
+  const int64_t rows = (plan->out_features + 15) / 16 * 16, columns = (plan->in_features + 15) / 16 * 16;
+  const int32_t block = plan->output_block;
+  if (block < 16 || block > 128 || (block & (block - 1)) != 0 || rows % block != 0) return false;
+  if (columns % (16 * static_cast<int64_t>(plan->input_blocks)) != 0) return false;
+  if (plan->num_factors < 0 || plan->num_factors > 32) return false;
+  if (plan->num_factors > 0 && plan->cosines == nullptr) return false;
+  int64_t inner = columns / plan->input_blocks;
+  for (int f = 0; f < plan->num_factors; ++f) {
+    const int32_t size = plan->factors[f];
+    if (size < 1 || size > 1024 || inner % size != 0) return false;
+    inner /= size;
+  }
+  return inner % 16 == 0;
+}
+
+bool valid_dtype(int dtype) { return dtype >= HYPER_FLOAT32 && dtype <= HYPER_FLOAT16; }
+bool wide_dtype(int dtype) { return dtype == HYPER_FLOAT32 || dtype == HYPER_BFLOAT16; }
 
 }  // namespace
 
@@ -70,4 +94,53 @@ int hyper_shift_decode(const uint32_t* codes, int64_t n, int bits, uint32_t mult
   if (n == 0) return HYPER_OK;
   if (tiles == nullptr || codes == nullptr) return HYPER_ERROR_ARGUMENT;
   return guarded([&] { hyper::decode_tiles(codes, n, bits, multiplier, threads, tiles); });
+}
+
+int hyper_shift_matmul(const hyper_shift_plan* plan, const uint32_t* codes, const uint16_t* scale,
+                       const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, int int8, int threads,
+                       void* y) {
+  if (!valid(plan) || !valid_dtype(dtype) || tokens < 0 || threads < 1) return HYPER_ERROR_ARGUMENT;
+  if (tokens == 0) return HYPER_OK;
+  if (codes == nullptr || scale == nullptr || out_scale == nullptr || x == nullptr || y == nullptr) {
+    return HYPER_ERROR_ARGUMENT;
+  }
+  return guarded([&] {
+    hyper::multiply_shift(*plan, codes, scale, out_scale, x, dtype, tokens, int8 != 0, threads, y);
+  });
+}
+
+int hyper_shift_rotate(const hyper_shift_plan* plan, const void* x, int dtype, int64_t tokens, int threads,
+                       void* rotated, int rotated_dtype, float* sums) {
+  if (!valid(plan) || !valid_dtype(dtype) || !wide_dtype(rotated_dtype) || tokens < 0 || threads < 1) {
+    return HYPER_ERROR_ARGUMENT;
+  }
+  if (tokens == 0) return HYPER_OK;
+  if (x == nullptr || rotated == nullptr || sums == nullptr) return HYPER_ERROR_ARGUMENT;
+  return guarded([&] { hyper::rotate_tokens(*plan, x, dtype, tokens, threads, rotated, rotated_dtype, sums); });
+}
+
+int hyper_shift_decode_rows(const hyper_shift_plan* plan, const uint32_t* codes, int64_t first_tile, int64_t tiles,
+                            int threads, void* rows, int rows_dtype) {
+  if (!valid(plan) || !wide_dtype(rows_dtype) || first_tile < 0 || tiles < 0 || threads < 1) {
+    return HYPER_ERROR_ARGUMENT;
+  }
+  if (tiles > (plan->out_features + 15) / 16 - first_tile) return HYPER_ERROR_ARGUMENT;
+  if (tiles == 0) return HYPER_OK;
+  if (codes == nullptr || rows == nullptr) return HYPER_ERROR_ARGUMENT;
+  return guarded([&] { hyper::decode_rows(*plan, codes, first_tile, tiles, threads, rows, rows_dtype); });
+}
+
+int hyper_shift_finish(const hyper_shift_plan* plan, const void* product, int product_dtype, const float* sums,
+                       const uint16_t* scale, const uint16_t* out_scale, int64_t tokens, int threads, void* y,
+                       int dtype) {
+  if (!valid(plan) || !valid_dtype(dtype) || !wide_dtype(product_dtype) || tokens < 0 || threads < 1) {
+    return HYPER_ERROR_ARGUMENT;
+  }
+  if (tokens == 0) return HYPER_OK;
+  if (product == nullptr || sums == nullptr || scale == nullptr || out_scale == nullptr || y == nullptr) {
+    return HYPER_ERROR_ARGUMENT;
+  }
+  return guarded([&] {
+    hyper::finish_tokens(*plan, product, product_dtype, sums, scale, out_scale, tokens, threads, y, dtype);
+  });
 }

@@ -1,7 +1,8 @@
 // Plain C interface of the compiled core: pointers, 64-bit sizes, int results.
 //
 // Every function that can fail returns HYPER_OK or a negative HYPER_ERROR_*. Arrays are C-contiguous. `threads` is
-// the number of threads to work on the call, at least 1; results never depend on it, nor on the instruction set.
+// the number of threads to work on the call, at least 1; results never depend on it, and only products of activations
+// depend on the instruction set.
 #pragma once
 
 #include <stdint.h>
@@ -50,6 +51,47 @@ HYPER_API int hyper_shift_encode_observable(const float* tiles, int64_t n, int b
 // Decodes: codes [n, 8 * bits] -> tiles [n, 256] float32, in units of value(state).
 HYPER_API int hyper_shift_decode(const uint32_t* codes, int64_t n, int bits, uint32_t multiplier, int threads,
                                  float* tiles);
+
+enum { HYPER_FLOAT32 = 0, HYPER_BFLOAT16 = 1, HYPER_FLOAT16 = 2 };
+
+// What all calls on one weight of `shift` with incoherence share; P and Q are its sides padded to multiples of 16. The
+// pointers stay the caller's. Rotations are those of storage/FORMAT.md.
+typedef struct hyper_shift_plan {
+  int64_t out_features, in_features;
+  int32_t bits;
+  uint32_t multiplier;
+  float mean_offset;        // mean of the byte sum over all states, less 510
+  float inverse_deviation;  // of the byte sum over all states
+  int32_t input_blocks;     // parts of the input side that are rotated separately
+  int32_t output_block;     // rows that are rotated together: a power of two, 16..128
+  int32_t num_factors;      // cosine transforms of a part of the input side, at most 32
+  int32_t factors[32];      // their sizes, 1..1024
+  const float* cosines;     // their matrices, row-major, one after the other
+  const float* signs_in;    // [Q] of +1 and -1
+  const float* signs_out;   // [P]
+} hyper_shift_plan;
+
+// y = x W^T straight from the stored tensors, for few tokens: every 8 tokens decode the weight once.
+//   codes [P/16, Q/16, 8 * bits] uint32, scale [P] float16, out_scale [out_features] bfloat16
+//   x     [tokens, in_features] of `dtype`, one of HYPER_FLOAT32, HYPER_BFLOAT16, HYPER_FLOAT16
+//   int8  nonzero: rotated activations are rounded to 8 bits per token and 16 columns; else they stay float32
+//   y     [tokens, out_features] of `dtype`
+// Results depend on the instruction set, in the last bits, but not on `threads`.
+HYPER_API int hyper_shift_matmul(const hyper_shift_plan* plan, const uint32_t* codes, const uint16_t* scale,
+                                 const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, int int8,
+                                 int threads, void* y);
+
+// For many tokens: y = finish(rotate(x) · decode_rows()^T), the product by a library for matrices.
+//   rotated [tokens, Q], float32 or bfloat16; sums [tokens]: of each token's rotated values, before any rounding
+HYPER_API int hyper_shift_rotate(const hyper_shift_plan* plan, const void* x, int dtype, int64_t tokens, int threads,
+                                 void* rotated, int rotated_dtype, float* sums);
+//   rows [16 * tiles, Q], float32 or bfloat16: byte sums less 510 of the output tiles from first_tile on
+HYPER_API int hyper_shift_decode_rows(const hyper_shift_plan* plan, const uint32_t* codes, int64_t first_tile,
+                                      int64_t tiles, int threads, void* rows, int rows_dtype);
+//   product [tokens, P]
+HYPER_API int hyper_shift_finish(const hyper_shift_plan* plan, const void* product, int product_dtype,
+                                 const float* sums, const uint16_t* scale, const uint16_t* out_scale, int64_t tokens,
+                                 int threads, void* y, int dtype);
 
 // Nearest node of `winding` for every point, by squared distance in float32; the lowest index on a tie.
 //   points     [n, 2] float32, of magnitude up to 1e18

@@ -16,18 +16,23 @@ from hf_hyper.scheme import TILE, TensorScheme
 
 __all__ = ["SURVIVOR_BITS", "encode_shift", "encode_tiles"]
 
-SURVIVOR_BITS = {"fast": 12, "balanced": 14, "best": STATE_BITS}
-"""Search width: 2^bits branches are weighed per weight."""
+SURVIVOR_BITS = {
+    "fast": {1: 10, 2: 12, 3: 12, 4: 12, 5: 12, 6: 12, 7: 14, 8: 16},
+    "balanced": {1: 12, 2: 16, 3: 16, 4: 14, 5: 14, 6: 14, 7: 14, 8: 16},
+    "best": dict.fromkeys(range(1, 9), STATE_BITS),
+}
+"""Width of the search by effort and bits: 2^width branches are weighed per weight. A search of 15 takes longer than the
+full one of 16, which looks nothing up. Errors and speeds: `hf_hyper.bench.shift_mse`."""
 
-GAIN = {1: 0.86, 2: 0.965, 3: 0.99, 4: 1.0, 5: 1.0, 6: 1.05, 7: 1.1, 8: 1.15}
+GAIN = {1: 0.872, 2: 1.013, 3: 1.064, 4: 1.097, 5: 1.139, 6: 1.183, 7: 1.225, 8: 1.258}
 """Row scale over root mean square for least error on Gaussian rows, by bits: centroids lie inside their cells at low
-rates, and the byte sum ends at 3.45 deviations, which costs most at high rates. Source: `hf_hyper.bench.shift_mse`."""
+rates, and the byte sum ends at 3.4 deviations, which costs most at high rates. Source: `hf_hyper.bench.shift_mse`."""
 
 WIDENING = 1.1 ** torch.arange(16)
 """Candidate widenings of a row's scale, for rows with longer tails than a Gaussian."""
 
-LARGEST_VALUE = 3.45
-"""Where the values of `shift` end, in deviations."""
+LARGEST_VALUE = 3.3
+"""Where the values of `shift` end on the nearer side, in deviations."""
 
 SMALLEST_SCALE = 2.0**-24
 LARGEST_SCALE = 65504.0
@@ -45,11 +50,13 @@ def encode_shift(weight: Tensor, scheme: TensorScheme, effort: str) -> dict[str,
     unit = weight / torch.where(scale > 0, scale, 1.0).unsqueeze(1)
     tiles = unit.unflatten(0, (-1, TILE)).unflatten(2, (-1, TILE)).transpose(1, 2)  # [out_tiles, in_tiles, 16, 16]
     codes = encode_tiles(tiles.reshape(-1, TILE_WEIGHTS), bits, effort)
-    codes = codes.view(scheme.padded_out // TILE, scheme.padded_in // TILE, 8 * bits)
-    decoded = values(codes.device)[states(codes, bits)].unflatten(-1, (TILE, TILE))
+    decoded = _decode_tiles(codes, bits).view(tiles.shape)
     value = decoded.transpose(1, 2).reshape(weight.shape)
     fitted = (weight * value).sum(1) / value.square().sum(1)
-    return {"codes": codes, "scale": fitted.clamp(-LARGEST_SCALE, LARGEST_SCALE).half()}
+    return {
+        "codes": codes.view(scheme.padded_out // TILE, scheme.padded_in // TILE, 8 * bits),
+        "scale": fitted.clamp(-LARGEST_SCALE, LARGEST_SCALE).half(),
+    }
 
 
 def encode_tiles(tiles: Tensor, bits: int, effort: str = "balanced") -> Tensor:
@@ -63,7 +70,7 @@ def encode_tiles(tiles: Tensor, bits: int, effort: str = "balanced") -> Tensor:
     Returns:
         `[n, 8 * bits]` int32, on the device of `tiles`. The same for any number of threads and on any machine.
     """
-    survivor_bits = max(SURVIVOR_BITS[effort], bits)
+    survivor_bits = SURVIVOR_BITS[effort][bits]
     on_cpu = tiles.float().cpu().contiguous()
     if _native.load() is None:
         codes = encode_tiles_reference(on_cpu, bits, survivor_bits, MULTIPLIER)
@@ -72,10 +79,17 @@ def encode_tiles(tiles: Tensor, bits: int, effort: str = "balanced") -> Tensor:
     return codes.to(tiles.device)
 
 
+def _decode_tiles(codes: Tensor, bits: int) -> Tensor:
+    """Values of bit strings: `[n, 8 * bits]` int32 to `[n, 256]` float32."""
+    if codes.device.type == "cpu" and _native.load() is not None:
+        return _native.shift_decode(codes, bits, MULTIPLIER)
+    return values(codes.device)[states(codes, bits)]
+
+
 def _widening(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Factor per row that balances the error inside the range of values against what lies beyond it: `[rows]`.
 
-    With scale s the first is about s² · 4^-bits a weight and the second the squared distance to 3.45 s.
+    With scale s the first is about s² · 4^-bits a weight and the second the squared distance to 3.3 s.
     """
     error = []
     for factor in WIDENING.tolist():

@@ -5,14 +5,13 @@ those defined at the top of `csrc/shift_encode.cpp`, so both return the same byt
 one weight at a time; the only loop in Python is over the weights. Some thousand times slower than the compiled core.
 """
 
-import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hf_hyper.errors import ConfigError, ShapeError
-from hf_hyper.hyperfunctions.shift import STATE_BITS, TILE_WEIGHTS, byte_sums
+from hf_hyper.hyperfunctions.shift import STATE_BITS, TILE_WEIGHTS, byte_sums, states
 
 __all__ = ["encode_tiles_reference"]
 
@@ -20,6 +19,7 @@ _NEVER = 65535
 _RESCALE_AT = 4096
 _CENTRE = 510
 _WIDEN_STEPS = 4
+_MAX_DISTANCE = 255
 _SCALE = {1: 32, 2: 32, 3: 48, 4: 48, 5: 2, 6: 4, 7: 8, 8: 16}
 
 
@@ -43,10 +43,30 @@ def encode_tiles_reference(tiles: Tensor, bits: int, survivor_bits: int, multipl
         raise ShapeError(f"tiles: got shape {list(tiles.shape)}, wanted [n, {TILE_WEIGHTS}]")
     if not tiles.isfinite().all():
         raise ConfigError("tiles: contain NaN or infinity; every weight must be finite")
-    code = _Code.build(bits, max(survivor_bits, min(STATE_BITS, 2 * bits)), multiplier, tiles.device)
-    targets = code.targets(tiles.float())
-    search = _full_search if code.class_bits == STATE_BITS - bits else _survivor_search
-    return _pack(search(code, targets), bits)
+    survivor_bits = max(survivor_bits, min(STATE_BITS, 2 * bits))
+    search = _full_search if survivor_bits == STATE_BITS else _survivor_search
+    tiles = tiles.float()
+    code = _Code.build(bits, survivor_bits, multiplier, _SCALE[bits], tiles.device)
+    targets = code.targets(tiles)
+    symbols = search(code, targets)
+    if bits <= 4:
+        return _pack(symbols, bits)
+
+    # Tails: where a branch on the path was clamped, coarser scales can reach farther.
+    distance = code.distance(symbols, targets)
+    error, clamped = distance.square().sum(1), (distance >= _MAX_DISTANCE).any(1)
+    scale = code.scale // 2
+    while scale >= 1 and bool(clamped.any()):
+        coarse = _Code.build(bits, survivor_bits, multiplier, scale, tiles.device)
+        index = clamped.nonzero().squeeze(1)
+        coarse_targets = coarse.targets(tiles[index])
+        found = search(coarse, coarse_targets)
+        clamped[index] = (coarse.distance(found, coarse_targets) >= _MAX_DISTANCE).any(1)
+        now = code.distance(found, targets[index]).square().sum(1)
+        better = now < error[index]
+        error[index[better]], symbols[index[better]] = now[better], found[better]
+        scale //= 2
+    return _pack(symbols, bits)
 
 
 @dataclass(frozen=True)
@@ -55,16 +75,17 @@ class _Code:
 
     bits: int
     class_bits: int  # R
+    scale: int
     table: Tensor  # [65536] int32, T
     mean: float
     deviation: float
 
     @classmethod
-    def build(cls, bits: int, survivor_bits: int, multiplier: int, device: torch.device) -> "_Code":
+    def build(cls, bits: int, survivor_bits: int, multiplier: int, scale: int, device: torch.device) -> "_Code":
         sums = byte_sums(multiplier)
         exact = sums.double()
-        table = ((sums - _CENTRE) * _SCALE[bits]).to(device, torch.int32)
-        return cls(bits, survivor_bits - bits, table, exact.mean().item(), exact.std(correction=0).item())
+        table = ((sums - _CENTRE) * scale).to(device, torch.int32)
+        return cls(bits, survivor_bits - bits, scale, table, exact.mean().item(), exact.std(correction=0).item())
 
     @property
     def seam_weights(self) -> int:
@@ -77,7 +98,7 @@ class _Code:
         return 1 << (STATE_BITS - self.bits)
 
     def targets(self, tiles: Tensor) -> Tensor:
-        units = (tiles.double() * self.deviation + self.mean - _CENTRE) * _SCALE[self.bits]
+        units = (tiles.double() * self.deviation + self.mean - _CENTRE) * self.scale
         if self.bits <= 4:
             low, high = -32767, 32767
         else:
@@ -90,8 +111,12 @@ class _Code:
         if self.bits <= 4:
             d = d.clamp(-32768, 32767)
             return (d * d + (1 << 14)) >> 15
-        d = d.abs().clamp(max=255)
+        d = d.abs().clamp(max=_MAX_DISTANCE)
         return d * d
+
+    def distance(self, symbols: Tensor, targets: Tensor) -> Tensor:
+        """`|T - u|` `[n, 256]` int64 on the path of the symbols `[n, 256]`."""
+        return (self.table[states(_pack(symbols, self.bits), self.bits)] - targets).abs().long()
 
     def ring(self) -> list[int]:
         """Weights of pass 1."""
@@ -104,11 +129,13 @@ def _rescale(costs: Tensor) -> Tensor:
 
 
 def _first_minimum(costs: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimum along dimension 1 and the lowest index below 2^16 that has it, both int32."""
+    """Minimum along dimension 1, of 2^m entries with m up to 16, and the lowest index that has it; both int32."""
     index = torch.arange(costs.shape[1], device=costs.device).view(1, -1, *[1] * (costs.ndim - 2))
-    packed = costs.to(torch.int64) << 16 | index
-    # Whole slices against each other: torch reduces a short strided dimension tens of times slower.
-    low = packed.amin(1) if costs.ndim == 2 else functools.reduce(torch.minimum, packed.unbind(1))
+    low = costs.to(torch.int64) << 16 | index
+    # Halves against each other: torch reduces a short strided dimension tens of times slower.
+    while low.shape[1] > 1:
+        low = torch.minimum(*low.chunk(2, 1))
+    low = low.squeeze(1)
     return (low >> 16).to(torch.int32), (low & 0xFFFF).to(torch.int32)
 
 

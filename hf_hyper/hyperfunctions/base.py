@@ -8,7 +8,7 @@ decoding them fast that of its kernel (`kernels/`); nothing else knows which mem
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -35,10 +35,10 @@ class TensorSpec:
 class Hyperfunction(Protocol):
     """One member of the family: its storage and its decoding."""
 
-    name: ClassVar[str]
+    name: str
     """Name in configs and checkpoints."""
 
-    incoherence: ClassVar[bool]
+    incoherence: bool
     """Whether weights are rotated before encoding unless a scheme says otherwise."""
 
     def resolve(self, bits: float, options: Mapping[str, object]) -> tuple[float, tuple[tuple[str, int], ...]]:

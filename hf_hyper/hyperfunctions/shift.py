@@ -29,7 +29,7 @@ __all__ = ["MULTIPLIER", "STATE_BITS", "TILE_WEIGHTS", "Shift", "byte_sums", "st
 
 STATE_BITS = 16
 TILE_WEIGHTS = TILE * TILE
-MULTIPLIER = 0x83DCD12D
+MULTIPLIER = 0x64B5D79F
 
 
 @functools.cache
@@ -93,7 +93,7 @@ class Shift:
         }
 
     def decode(self, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:
-        """`scale[row] · value(state)`, `[padded_out, padded_in]` float32, cut to the unpadded shape without incoherence."""
+        """`scale[row] · value(state)`, `[padded_out, padded_in]` float32, unpadded without incoherence."""
         codes = tensors["codes"]
         tiles = values(codes.device)[states(codes, int(scheme.bits))]  # [out_tiles, in_tiles, 256]
         rows = tiles.unflatten(-1, (TILE, TILE)).transpose(1, 2).reshape(scheme.padded_out, scheme.padded_in)

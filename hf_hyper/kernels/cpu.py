@@ -1,34 +1,133 @@
-"""CPU implementations on the compiled core; each falls back to the reference where the core does not cover a case."""
+"""CPU implementations on the compiled core.
 
+Few tokens: one native call multiplies straight from the stored codes, rotations included, decoding every weight once
+per 8 tokens. Many tokens: the weight is decoded panel by panel to row-major integers, which torch multiplies with the
+rotated activations; memory beyond the stored tensors stays below `PANEL_WEIGHTS` numbers plus the activations.
+
+Panels are in bfloat16 for bfloat16 activations and in float32 for the other dtypes: bfloat16 would throw away most of
+what float16 activations hold.
+"""
+
+import functools
+import os
+import threading
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from hf_hyper import _native
-from hf_hyper.hyperfunctions.shift import MULTIPLIER
-from hf_hyper.kernels.reference import rotated_matmul
-from hf_hyper.rotation.incoherence import unrotate_weight
+from hf_hyper.errors import ConfigError
+from hf_hyper.hyperfunctions.shift import MULTIPLIER, byte_sums
+from hf_hyper.rotation.hadamard import dct_matrix, odd_factors
+from hf_hyper.rotation.incoherence import output_block, signs, unrotate_weight
 from hf_hyper.scheme import TILE, TensorScheme
 
-__all__ = ["decode_shift", "matmul_shift"]
+__all__ = ["activations", "decode_shift", "matmul_shift", "set_activations"]
+
+ACTIVATIONS = ("exact", "int8")
+FUSED_TOKENS = {torch.float32: 16, torch.bfloat16: 16, torch.float16: 16}
+"""Largest number of tokens that go through the fused product, by dtype."""
+PANEL_WEIGHTS = 1 << 20
+"""Weights decoded at a time: 2 MiB in bfloat16, which stays in the cache until the product reads it."""
+LEAST_BFLOAT16_WIDTH = 128
+"""Narrower weights use float32 panels: rounding after the rotation averages out over wide ones only."""
+
+_spaces = threading.local()
+_chosen = os.environ.get("HF_HYPER_ACTIVATIONS", "exact").lower()
+
+
+def set_activations(accuracy: str) -> None:
+    """Choose how the fused product holds rotated activations, for the rest of the process.
+
+    Args:
+        accuracy: `exact` for float32, `int8` for 8 bits with one scale per token and 16 columns: about 0.5 % of
+            relative error in the product, for less time. The environment variable `HF_HYPER_ACTIVATIONS` sets the
+            choice at the start.
+
+    Raises:
+        ConfigError: The word is neither.
+    """
+    global _chosen
+    _chosen = _checked(accuracy.lower(), "set_activations")
+
+
+def activations() -> str:
+    """The choice in force, `exact` or `int8`.
+
+    Raises:
+        ConfigError: `HF_HYPER_ACTIVATIONS` holds another word.
+    """
+    return _checked(_chosen, "HF_HYPER_ACTIVATIONS")
 
 
 def decode_shift(tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: torch.dtype) -> Tensor:
     """The stored weight `[out_features, in_features]` of `shift` with incoherence; see `reference.decode`."""
-    weight = unrotate_weight(_rotated(tensors, scheme), scheme)
-    return (weight * tensors["out_scale"].float().unsqueeze(1)).to(dtype)
+    plan = _plan(scheme)
+    sums = torch.empty(scheme.padded_out, scheme.padded_in)
+    _native.shift_decode_rows(plan, tensors["codes"], 0, scheme.padded_out // TILE, sums)
+    sums += -plan.mean_offset
+    rotated = sums.mul_(tensors["scale"].float().unsqueeze(1) * plan.inverse_deviation)
+    return (unrotate_weight(rotated, scheme) * tensors["out_scale"].float().unsqueeze(1)).to(dtype)
 
 
 def matmul_shift(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:
     """`x @ weight.T` of `shift` with incoherence; see `reference.matmul`."""
-    return rotated_matmul(x, _rotated(tensors, scheme), tensors, scheme)
+    plan = _plan(scheme)
+    rows = x.reshape(-1, scheme.in_features)
+    codes, scale, out_scale = tensors["codes"], tensors["scale"], tensors["out_scale"]
+    if len(rows) <= FUSED_TOKENS[x.dtype]:
+        y = _native.shift_matmul(plan, codes, scale, out_scale, rows, int8=activations() == "int8")
+    else:
+        y = _matmul_panels(rows, plan, codes, scale, out_scale)
+    return y.view(*x.shape[:-1], scheme.out_features)
 
 
-def _rotated(tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:
-    """`[padded_out, padded_in]` float32 in the rotated basis."""
-    bits = int(scheme.bits)
-    tiles = _native.shift_decode(tensors["codes"].reshape(-1, 8 * bits), bits, MULTIPLIER)
-    tiles = tiles.view(scheme.padded_out // TILE, scheme.padded_in // TILE, TILE, TILE)
-    rows = tiles.transpose(1, 2).reshape(scheme.padded_out, scheme.padded_in)
-    return rows * tensors["scale"].float().unsqueeze(1)
+def _matmul_panels(x: Tensor, plan: _native.ShiftPlan, codes: Tensor, scale: Tensor, out_scale: Tensor) -> Tensor:
+    narrow = x.dtype == torch.bfloat16 and plan.padded_in >= LEAST_BFLOAT16_WIDTH
+    dtype = torch.bfloat16 if narrow else torch.float32
+    rotated, sums = _native.shift_rotate(plan, x, dtype)
+    product = rotated.new_empty(len(x), plan.padded_out)
+    tiles = plan.padded_out // TILE
+    step = min(tiles, max(1, PANEL_WEIGHTS // (TILE * plan.padded_in)))
+    space = _panel_space(step * TILE * plan.padded_in, dtype)
+    for first in range(0, tiles, step):
+        count = min(step, tiles - first)
+        panel = space[: count * TILE * plan.padded_in].view(count * TILE, plan.padded_in)
+        _native.shift_decode_rows(plan, codes, first, count, panel)
+        product[:, TILE * first : TILE * (first + count)] = linear(rotated, panel)
+    return _native.shift_finish(plan, product, sums, scale, out_scale, x.dtype)
+
+
+def _panel_space(count: int, dtype: torch.dtype) -> Tensor:
+    """At least `count` numbers of scratch memory, kept per thread: fresh pages would cost more than decoding."""
+    kept = _spaces.__dict__
+    if dtype not in kept or len(kept[dtype]) < count:
+        with torch.inference_mode(False):
+            kept[dtype] = torch.empty(max(count, PANEL_WEIGHTS), dtype=dtype)
+    return kept[dtype]
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(scheme: TensorScheme) -> _native.ShiftPlan:
+    sums = byte_sums(MULTIPLIER).double()
+    return _native.ShiftPlan(
+        out_features=scheme.out_features,
+        in_features=scheme.in_features,
+        bits=int(scheme.bits),
+        multiplier=MULTIPLIER,
+        mean=float(sums.mean()),
+        deviation=float(sums.std(correction=0)),
+        input_blocks=scheme.input_blocks,
+        output_block=output_block(scheme),
+        matrices=[dct_matrix(size) for size in odd_factors(scheme.padded_in // scheme.input_blocks)],
+        signs_in=signs(scheme.seed, 0, scheme.padded_in),
+        signs_out=signs(scheme.seed, 1, scheme.padded_out),
+    )
+
+
+def _checked(accuracy: str, source: str) -> str:
+    if accuracy not in ACTIVATIONS:
+        raise ConfigError(f"{source}: got {accuracy!r}, wanted one of {', '.join(ACTIVATIONS)}")
+    return accuracy

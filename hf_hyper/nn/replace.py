@@ -19,7 +19,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     if type(module) is nn.Linear:
         return module.out_features, module.in_features
     if is_transposed(module):
-        in_features, out_features = module.weight.shape  # pyright: ignore[reportGeneralTypeIssues]
+        in_features, out_features = module.get_parameter("weight").shape
         return int(out_features), int(in_features)
     return None
 
@@ -52,7 +52,7 @@ def replace(
         bias = module.bias is not None
         layer = HyperLinear(scheme, bias=bias, dtype=dtype, device="meta", transposed=is_transposed(module))
         if placeholder:
-            empty = torch.empty(module.weight.shape, dtype=dtype, device="meta")  # pyright: ignore[reportArgumentType]
+            empty = torch.empty(module.get_parameter("weight").shape, dtype=dtype, device="meta")
             layer._parameters["weight"] = nn.Parameter(empty, requires_grad=False)
         layer.train(module.training)
         model.set_submodule(name, layer)

@@ -193,7 +193,7 @@ def _save(model: PreTrainedModel, source: str | Path, destination: Path, about: 
     try:
         model.save_pretrained(partial)
         _copy_companions(source, partial)
-        report = summarize(partial, model.hf_quantizer.measured)  # pyright: ignore[reportAttributeAccessIssue]
+        report = summarize(partial, model.hf_quantizer.measured)  # pyright: ignore
         write_json(partial / REPORT_NAME, {**about, **report.to_dict()})
         partial.rename(destination)
     except BaseException:

@@ -193,7 +193,7 @@ def _schemes(config: PreTrainedConfig) -> dict[str, TensorScheme]:
     if fields.get("quant_method") != "hyper":
         return {}
     hyper = HyperConfig(**fields)
-    del config.quantization_config
+    del config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
     with torch.device("meta"):
         skeleton = model_class(config)._from_config(config)
     shapes = {name: linear_shape(module) for name, module in skeleton.named_modules()}

@@ -78,10 +78,9 @@ def test_generate(stories: Path, compressed: Path, dtype: torch.dtype) -> None:
 def test_file_holds_codes_and_the_sentinel(compressed: Path) -> None:
     with safe_open(compressed / "model.safetensors", "pt") as file:
         names = set(file.keys())
-        assert "pip install hf-hyper" in file.metadata()["hyper"]
         sentinel = file.get_tensor("model.layers.0.self_attn.q_proj.weight")
     assert sentinel.dtype == torch.uint8
-    assert sentinel.dim() == 1
+    assert b"pip install hf-hyper" in bytes(sentinel.tolist())
     assert "model.layers.4.mlp.down_proj.codes" in names
     assert "model.embed_tokens.weight" in names
     assert [name for name in names if name.endswith("_proj.weight")] == ["model.layers.0.self_attn.q_proj.weight"]
@@ -202,12 +201,12 @@ def test_dequantize_gives_plain_layers(compressed: Path) -> None:
 def test_moving_to_another_dtype_keeps_stored_tensors(compressed: Path) -> None:
     model = load(compressed)
     layer = model.model.layers[0].mlp.down_proj
-    before = {name: tensor.clone() for name, tensor in zip(("codes", "scale", "out_scale"), layer.stored(), strict=True)}
+    before = [tensor.clone() for tensor in layer.stored()]
     model.to(torch.bfloat16)
     assert layer.weight.dtype == torch.bfloat16
-    for name, tensor in zip(before, layer.stored(), strict=True):
-        assert tensor.dtype == before[name].dtype
-        assert torch.equal(tensor, before[name])
+    for tensor, wanted in zip(layer.stored(), before, strict=True):
+        assert tensor.dtype == wanted.dtype
+        assert torch.equal(tensor, wanted)
 
 
 def test_gradient_reaches_the_embeddings(compressed: Path) -> None:

@@ -16,7 +16,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1), (16, 16), (172, 64), (48, 100), (130, 272)]
 
 
-def stored(rows: int, columns: int, hyperfunction: str = "shift", bits: float = 4) -> tuple[TensorScheme, list[torch.Tensor]]:
+def stored(
+    rows: int, columns: int, hyperfunction: str = "shift", bits: float = 4
+) -> tuple[TensorScheme, list[torch.Tensor]]:
     scheme = HyperConfig(bits=bits, hyperfunction=hyperfunction).scheme(rows, columns)
     return scheme, list(codec.quantize(torch.randn(rows, columns), scheme, "fast").values())
 

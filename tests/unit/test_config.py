@@ -35,7 +35,7 @@ def test_winding_options_survive_json() -> None:
 
 
 def test_newer_format_asks_for_an_upgrade() -> None:
-    with pytest.raises(FormatError, match=r"format version 2.*reads versions up to 1; upgrade with: pip install -U hf-hyper"):
+    with pytest.raises(FormatError, match=r"version 2.*up to 1; upgrade with: pip install -U hf-hyper"):
         HyperConfig.from_dict({"quant_method": "hyper", "format_version": 2, "something_new": True})
 
 
@@ -50,7 +50,7 @@ def test_newer_format_asks_for_an_upgrade() -> None:
         ({"seed": -1}, "seed is -1, wanted"),
         ({"hyperfunction": "twist"}, "hyperfunction 'twist' does not exist"),
         ({"modules_to_not_convert": "lm_head"}, r"write \['lm_head'\]"),
-        ({"winding": {"num_points": 5}}, "winding options given with hyperfunction 'shift'"),
+        ({"winding": {"num_points": 5}}, "winding options given with hyperfunction 'shift'; choose 'winding'"),
         ({"hyperfunction": "winding", "winding": {"points": 5}}, "wanted a dict with keys from"),
         ({"group_size": 64}, r"HyperConfig has no option \['group_size'\]"),
     ],

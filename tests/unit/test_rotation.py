@@ -65,12 +65,16 @@ def test_dct_is_orthonormal(size: int) -> None:
     assert torch.allclose(dct_matrix(size) @ dct_matrix(size).T, torch.eye(size), atol=1e-5)
 
 
-@pytest.mark.parametrize(("width", "factors"), [(576, (9,)), (29568, (21, 11)), (16 * 67 * 3, (3, 67)), (16 * 1031, ())])
+@pytest.mark.parametrize(
+    ("width", "factors"), [(576, (9,)), (29568, (21, 11)), (16 * 67 * 3, (3, 67)), (16 * 1031, ())]
+)
 def test_odd_factors(width: int, factors: tuple[int, ...]) -> None:
     assert odd_factors(width) == factors
 
 
-@pytest.mark.parametrize(("rows", "columns", "blocks"), [(576, 1536, 1), (576, 1536, 4), (172, 64, 1), (1, 1, 1), (200, 33, 3)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "blocks"), [(576, 1536, 1), (576, 1536, 4), (172, 64, 1), (1, 1, 1), (200, 33, 3)]
+)
 def test_weight_rotation_commutes_with_the_product(rows: int, columns: int, blocks: int) -> None:
     scheme = TensorScheme("shift", 4, rows, columns, input_blocks=blocks, seed=7)
     weight, x = torch.randn(rows, columns), torch.randn(5, columns)

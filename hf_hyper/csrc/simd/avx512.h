@@ -72,20 +72,22 @@ struct Avx512 {
   template <int kBits>
   static Vec follow(const int16_t* table, const uint16_t* window) {
     const auto from = [=](int i) { return table + (window[i] << kBits & 65535); };
+    // Single loads joined by shuffles: half as fast again at 2 bits as a gather instruction (Zen 4).
     if constexpr (kBits == 1) {
-      const __m512i states = _mm512_and_si512(
-          _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(window))), 1),
-          _mm512_set1_epi32(65535));
-      return _mm512_i32gather_epi32(states, table, 2);
+      const auto two = [=](int i) {
+        return _mm_unpacklo_epi32(_mm_cvtsi32_si128(read<int32_t>(from(i))),
+                                  _mm_cvtsi32_si128(read<int32_t>(from(i + 1))));
+      };
+      const auto four = [=](int i) { return _mm_unpacklo_epi64(two(i), two(i + 2)); };
+      return join(four(0), four(4), four(8), four(12));
     } else if constexpr (kBits == 2) {
-      const __m256i states = _mm256_and_si256(
-          _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(window))), 2),
-          _mm256_set1_epi32(65535));
-      return _mm512_i32gather_epi64(states, table, 2);
+      const auto two = [=](int i) {
+        return _mm_unpacklo_epi64(_mm_cvtsi64_si128(read<int64_t>(from(i))),
+                                  _mm_cvtsi64_si128(read<int64_t>(from(i + 1))));
+      };
+      return join(two(0), two(2), two(4), two(6));
     } else if constexpr (kBits == 3) {
-      const __m512i first = _mm512_castsi128_si512(load128(from(0)));
-      const __m512i two = _mm512_inserti32x4(first, load128(from(1)), 1);
-      return _mm512_inserti32x4(_mm512_inserti32x4(two, load128(from(2)), 2), load128(from(3)), 3);
+      return join(load128(from(0)), load128(from(1)), load128(from(2)), load128(from(3)));
     } else if constexpr (kBits == 4) {
       const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from(0)));
       const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from(1)));
@@ -96,6 +98,9 @@ struct Avx512 {
   }
 
  private:
+  static Vec join(__m128i a, __m128i b, __m128i c, __m128i d) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_setr_m128i(a, b)), _mm256_setr_m128i(c, d), 1);
+  }
   static __m128i load128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
   template <class T>
   static T read(const void* p) {

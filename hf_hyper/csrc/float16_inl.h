@@ -1,0 +1,77 @@
+// Conversions between float and the 16-bit formats, in integer arithmetic that compilers vectorise; nearest, ties to
+// even. Internal linkage, compiled once per instruction set.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "hyper.h"
+
+namespace hyper {
+namespace {
+
+inline uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+inline float float_of(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+inline float from_bfloat16(uint16_t x) { return float_of(static_cast<uint32_t>(x) << 16); }
+
+inline float from_float16(uint16_t x) {
+  // Shifted into place, the exponent is 112 too small; the product mends subnormal numbers as well.
+  const float size = float_of((x & 0x7fffu) << 13) * 0x1p112f;
+  const uint32_t special = (x & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
+  return float_of(bits_of(size) | special | (x & 0x8000u) << 16);
+}
+
+inline uint16_t to_bfloat16(float x) {
+  const uint32_t bits = bits_of(x);
+  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+
+inline uint16_t to_float16(float x) {
+  const uint32_t bits = bits_of(x), size = bits & 0x7fffffffu;
+  const uint32_t normal = (size - 0x38000000u + 0xfffu + (size >> 13 & 1)) >> 13;
+  // Adding 2^-1 to a number below 2^-14 leaves its multiple of 2^-24 in the low bits.
+  const uint32_t subnormal = bits_of(float_of(size) + 0.5f) - 0x3f000000u;
+  uint32_t half = size < 0x38800000u ? subnormal : normal;
+  half = size >= 0x477ff000u ? 0x7c00u : half;
+  half = size > 0x7f800000u ? 0x7e00u : half;
+  return static_cast<uint16_t>(half | (bits >> 16 & 0x8000u));
+}
+
+// from [count] of a HYPER_* dtype, times signs [count] -> to [count]
+inline void load_signed(const void* from, int dtype, int64_t count, const float* signs, float* to) {
+  const float* full = static_cast<const float*>(from);
+  const uint16_t* half = static_cast<const uint16_t*>(from);
+  if (dtype == HYPER_FLOAT32) {
+    for (int64_t i = 0; i < count; ++i) to[i] = full[i] * signs[i];
+  } else if (dtype == HYPER_BFLOAT16) {
+    for (int64_t i = 0; i < count; ++i) to[i] = from_bfloat16(half[i]) * signs[i];
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = from_float16(half[i]) * signs[i];
+  }
+}
+
+inline void store_as(const float* from, int64_t count, int dtype, void* to, int64_t offset) {
+  float* full = static_cast<float*>(to) + offset;
+  uint16_t* half = static_cast<uint16_t*>(to) + offset;
+  if (dtype == HYPER_FLOAT32) {
+    for (int64_t i = 0; i < count; ++i) full[i] = from[i];
+  } else if (dtype == HYPER_BFLOAT16) {
+    for (int64_t i = 0; i < count; ++i) half[i] = to_bfloat16(from[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) half[i] = to_float16(from[i]);
+  }
+}
+
+}  // namespace
+}  // namespace hyper

@@ -1,0 +1,138 @@
+// Rotations around a product: signs, Walsh-Hadamard transforms and cosine transforms of one token, in float.
+//
+// The definition is storage/FORMAT.md, "Incoherence"; the torch version is rotation/incoherence.py. Compiled once per
+// instruction set, with internal linkage; vectors are compiler vectors of 16 floats, which every target lowers.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "float16_inl.h"
+#include "shift_matmul_steps.h"
+
+namespace hyper {
+namespace {
+
+typedef float Float16Lanes __attribute__((vector_size(64)));
+typedef int32_t Index16Lanes __attribute__((vector_size(64)));
+
+inline __attribute__((always_inline)) void load16(Float16Lanes& out, const float* p) { std::memcpy(&out, p, 64); }
+inline __attribute__((always_inline)) void store16(float* p, const Float16Lanes& a) { std::memcpy(p, &a, 64); }
+
+// x = x[i ^ kHalf] + (x or -x): one stage of the transform inside a vector.
+template <int kHalf>
+inline __attribute__((always_inline)) void butterfly(Float16Lanes& x) {
+  constexpr auto sign = [](int i) { return i & kHalf ? -1.0f : 1.0f; };
+  const Float16Lanes signs = {sign(0), sign(1), sign(2),  sign(3),  sign(4),  sign(5),  sign(6),  sign(7),
+                              sign(8), sign(9), sign(10), sign(11), sign(12), sign(13), sign(14), sign(15)};
+#if defined(__clang__)
+  const Float16Lanes other = __builtin_shufflevector(
+      x, x, 0 ^ kHalf, 1 ^ kHalf, 2 ^ kHalf, 3 ^ kHalf, 4 ^ kHalf, 5 ^ kHalf, 6 ^ kHalf, 7 ^ kHalf, 8 ^ kHalf,
+      9 ^ kHalf, 10 ^ kHalf, 11 ^ kHalf, 12 ^ kHalf, 13 ^ kHalf, 14 ^ kHalf, 15 ^ kHalf);
+#else
+  const Index16Lanes index = {0 ^ kHalf,  1 ^ kHalf,  2 ^ kHalf,  3 ^ kHalf, 4 ^ kHalf,  5 ^ kHalf,
+                              6 ^ kHalf,  7 ^ kHalf,  8 ^ kHalf,  9 ^ kHalf, 10 ^ kHalf, 11 ^ kHalf,
+                              12 ^ kHalf, 13 ^ kHalf, 14 ^ kHalf, 15 ^ kHalf};
+  const Float16Lanes other = __builtin_shuffle(x, index);
+#endif
+  x = other + x * signs;
+}
+
+// Walsh-Hadamard transforms of consecutive runs of `width` (a power of two, at least 16), times `scale`.
+inline void hadamard(float* x, int64_t count, int64_t width, float scale) {
+  for (int64_t i = 0; i < count; i += 16) {
+    Float16Lanes a;
+    load16(a, x + i);
+    butterfly<1>(a);
+    butterfly<2>(a);
+    butterfly<4>(a);
+    butterfly<8>(a);
+    store16(x + i, a * scale);
+  }
+  int64_t half = 16;
+  for (; 4 * half <= width; half *= 4) {  // two stages in one pass over memory
+    for (int64_t start = 0; start < count; start += 4 * half) {
+      for (int64_t i = start; i < start + half; i += 16) {
+        Float16Lanes a, b, c, d;
+        load16(a, x + i);
+        load16(b, x + i + half);
+        load16(c, x + i + 2 * half);
+        load16(d, x + i + 3 * half);
+        const Float16Lanes ab = a + b, a_b = a - b, cd = c + d, c_d = c - d;
+        store16(x + i, ab + cd);
+        store16(x + i + half, a_b + c_d);
+        store16(x + i + 2 * half, ab - cd);
+        store16(x + i + 3 * half, a_b - c_d);
+      }
+    }
+  }
+  if (2 * half <= width) {
+    for (int64_t start = 0; start < count; start += 2 * half) {
+      for (int64_t i = start; i < start + half; i += 16) {
+        Float16Lanes a, b;
+        load16(a, x + i);
+        load16(b, x + i + half);
+        store16(x + i, a + b);
+        store16(x + i + half, a - b);
+      }
+    }
+  }
+}
+
+// x viewed as [count / (size * inner), size, inner]: the middle axis times matrix [size, size] transposed.
+inline void mix_axis(float* x, int64_t count, int64_t size, int64_t inner, const float* matrix) {
+  constexpr int kRows = 4;  // independent sums, to hide the latency of fma
+  alignas(64) float column[1024 * 16];
+  for (int64_t start = 0; start < count; start += size * inner) {
+    for (int64_t i = 0; i < inner; i += 16) {
+      float* from = x + start + i;
+      for (int64_t j = 0; j < size; ++j) std::memcpy(column + 16 * j, from + j * inner, 64);
+      for (int64_t r = 0; r < size; r += kRows) {
+        Float16Lanes sum[kRows] = {};
+        const int64_t rows = size - r < kRows ? size - r : kRows;
+        const float* row[kRows];
+        for (int64_t q = 0; q < kRows; ++q) row[q] = matrix + (q < rows ? r + q : r) * size;
+        for (int64_t j = 0; j < size; ++j) {
+          Float16Lanes a;
+          load16(a, column + 16 * j);
+          for (int q = 0; q < kRows; ++q) sum[q] += a * row[q][j];
+        }
+        for (int64_t q = 0; q < rows; ++q) store16(from + (r + q) * inner, sum[q]);
+      }
+    }
+  }
+}
+
+inline int64_t padded_to_tiles(int64_t size) { return (size + kTile - 1) / kTile * kTile; }
+
+inline void rotate_input(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated) {
+  const int64_t padded = padded_to_tiles(plan.in_features), width = padded / plan.input_blocks;
+  load_signed(x, dtype, plan.in_features, plan.signs_in, rotated);
+  for (int64_t i = plan.in_features; i < padded; ++i) rotated[i] = 0.0f;
+  const int64_t power = width & -width;
+  hadamard(rotated, padded, power, 1.0f / std::sqrt(static_cast<float>(power)));
+  int64_t inner = width;
+  const float* matrix = plan.cosines;
+  for (int f = 0; f < plan.num_factors; ++f) {
+    const int64_t size = plan.factors[f];
+    inner /= size;
+    mix_axis(rotated, padded, size, inner, matrix);
+    matrix += size * size;
+  }
+}
+
+inline void rotate_output(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, float* y, int dtype,
+                          void* out) {
+  const int64_t width = plan.output_block, first = block * width;
+  hadamard(y, width, width, 1.0f / std::sqrt(static_cast<float>(width)));
+  const int64_t rows = first + width <= plan.out_features ? width : plan.out_features - first;
+  for (int64_t r = 0; r < rows; ++r) y[r] *= plan.signs_out[first + r] * from_bfloat16(out_scale[first + r]);
+  store_as(y, rows, dtype, out, first);
+}
+
+inline void to_bfloat16(const float* from, int64_t count, uint16_t* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = to_bfloat16(from[i]);
+}
+
+}  // namespace
+}  // namespace hyper

@@ -1,0 +1,89 @@
+// The parts of a product for many tokens, between which the caller runs a matrix product of its own library: rotated
+// activations, panels of decoded rows, and the way back from the rotated basis.
+//
+// Panels hold centred byte sums, not weights: they are integers of -510..510, so that bfloat16 rounds only those beyond
+// 256, and the scale of a row is applied to the product in float.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "float16_inl.h"
+#include "shift_matmul.h"
+#include "shift_matmul_layout.h"
+#include "thread_pool.h"
+
+namespace hyper {
+
+void rotate_tokens(const hyper_shift_plan& plan, const void* x, int dtype, int64_t tokens, int threads, void* rotated,
+                   int rotated_dtype, float* sums) {
+  const MatmulSteps& steps = matmul_steps();
+  const int64_t columns = ShiftLayout(plan, steps.lanes, threads).columns;
+  const int64_t size = dtype == HYPER_FLOAT32 ? 4 : 2;
+  const bool narrow = rotated_dtype == HYPER_BFLOAT16;
+  WorkCounter work(tokens, 1);
+  run_on_threads(threads, [&] {
+    std::vector<float> buffer(narrow ? columns : 0);
+    int64_t begin, end;
+    while (work.take(&begin, &end)) {
+      float* values = narrow ? buffer.data() : static_cast<float*>(rotated) + begin * columns;
+      steps.rotate_input(plan, static_cast<const char*>(x) + begin * plan.in_features * size, dtype, values);
+      sums[begin] = sum_of(values, columns);
+      if (narrow) steps.to_bfloat16(values, columns, static_cast<uint16_t*>(rotated) + begin * columns);
+    }
+  });
+}
+
+void decode_rows(const hyper_shift_plan& plan, const uint32_t* codes, int64_t first_tile, int64_t tiles, int threads,
+                 void* rows, int rows_dtype) {
+  const MatmulSteps& steps = matmul_steps();
+  const ShiftLayout layout(plan, steps.lanes, 1);
+  const DecodeStep decode = (rows_dtype == HYPER_BFLOAT16 ? steps.decode_bfloat16 : steps.decode_float)[plan.bits - 1];
+  const int64_t size = rows_dtype == HYPER_BFLOAT16 ? 2 : 4;
+  const int words = 8 * plan.bits;
+  WorkCounter work(tiles, 1);
+  run_on_threads(threads, [&] {
+    int64_t tile, end;
+    while (work.take(&tile, &end)) {
+      char* to = static_cast<char*>(rows) + tile * kTile * layout.columns * size;
+      decode(codes + (first_tile + tile) * layout.in_tiles * words, layout.full_groups, plan.multiplier, to,
+             layout.columns);
+      if (layout.rest == 0) continue;
+      alignas(64) uint32_t gathered[kMaxLanes * 64];
+      float panel[kTile * kMaxLanes * kTile];
+      layout.gather_rest(codes, words, first_tile + tile, 1, gathered);
+      const int64_t wide = layout.lanes * kTile, kept = layout.rest * kTile;
+      decode(gathered, 1, plan.multiplier, panel, wide);
+      for (int r = 0; r < kTile; ++r) {
+        std::memcpy(to + ((r + 1) * layout.columns - kept) * size,
+                    reinterpret_cast<const char*>(panel) + r * wide * size, kept * size);
+      }
+    }
+  });
+}
+
+void finish_tokens(const hyper_shift_plan& plan, const void* product, int product_dtype, const float* sums,
+                   const uint16_t* scale, const uint16_t* out_scale, int64_t tokens, int threads, void* y, int dtype) {
+  const MatmulSteps& steps = matmul_steps();
+  const ShiftLayout layout(plan, steps.lanes, threads);
+  const int64_t rows = layout.out_tiles * kTile, size = dtype == HYPER_FLOAT32 ? 4 : 2;
+  const int64_t product_size = product_dtype == HYPER_FLOAT32 ? 4 : 2;
+  std::vector<float> units(rows);
+  for (int64_t r = 0; r < rows; ++r) units[r] = from_float16(scale[r]) * plan.inverse_deviation;
+  WorkCounter work(tokens, 1);
+  run_on_threads(threads, [&] {
+    std::vector<float> values(rows);
+    int64_t token, end;
+    while (work.take(&token, &end)) {
+      const float offset = plan.mean_offset * sums[token];
+      load_signed(static_cast<const char*>(product) + token * rows * product_size, product_dtype, rows, units.data(),
+                  values.data());
+      for (int64_t r = 0; r < rows; ++r) values[r] -= offset * units[r];
+      for (int64_t block = 0; block < layout.blocks; ++block) {
+        steps.rotate_output(plan, block, out_scale, values.data() + block * plan.output_block, dtype,
+                            static_cast<char*>(y) + token * plan.out_features * size);
+      }
+    }
+  });
+}
+
+}  // namespace hyper

@@ -1,0 +1,80 @@
+// Vector class of 4 lanes of 32 bits: NEON. Meaning of the operations: simd/words_portable.h.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstdint>
+
+namespace hyper {
+namespace {
+
+struct WordsNeon {
+  static constexpr int kLanes = 4;
+  using Vec = uint32x4_t;
+  using Float = float32x4_t;
+
+  static Vec load(const uint32_t* p) { return vld1q_u32(p); }
+  static void store(uint32_t* p, Vec a) { vst1q_u32(p, a); }
+  static Float load(const float* p) { return vld1q_f32(p); }
+  static void store(float* p, Float a) { vst1q_f32(p, a); }
+  static Vec set1(uint32_t x) { return vdupq_n_u32(x); }
+  static Float zero() { return vdupq_n_f32(0.0f); }
+
+  static void gather4(const uint32_t* p, int stride, Vec out[4]) {
+    const Vec quad[4] = {load(p), load(p + stride), load(p + 2 * stride), load(p + 3 * stride)};
+    transpose4(quad, out);
+  }
+  static void scatter4(const Vec in[4], uint32_t* p, int64_t stride) {
+    Vec quad[4];
+    transpose4(in, quad);
+    for (int q = 0; q < 4; ++q) store(p + q * stride, quad[q]);
+  }
+
+  static Vec high(Vec word) { return word; }
+  template <int kShift>
+  static Vec window(Vec before, Vec word, Vec) {
+    if constexpr (kShift == 0) {
+      return vandq_u32(word, set1(65535));
+    } else if constexpr (kShift < 16) {
+      return vandq_u32(vshrq_n_u32(word, kShift), set1(65535));
+    } else if constexpr (kShift == 16) {
+      return vshrq_n_u32(word, 16);
+    } else {
+      return vandq_u32(vsliq_n_u32(vshrq_n_u32(word, kShift), before, 32 - kShift), set1(65535));
+    }
+  }
+  static Vec multiply(Vec a, Vec b) { return vmulq_u32(a, b); }
+
+  static Vec centred_sum(Vec hash) { return vsubq_u32(byte_sum(hash), set1(510)); }
+  static Float to_float(Vec a) { return vcvtq_f32_s32(vreinterpretq_s32_u32(a)); }
+  static Float fma(Float a, Float b, Float c) { return vfmaq_f32(c, a, b); }
+  static Float add(Float a, Float b) { return vaddq_f32(a, b); }
+  static float sum(Float a) { return vaddvq_f32(a); }
+
+  static uint32_t activation(int32_t q) { return static_cast<uint32_t>(q); }
+  static Vec dot(Vec acc, Vec hash, Vec activation) { return vmlaq_u32(acc, byte_sum(hash), activation); }
+
+  static Vec pack_bfloat16(Float even, Float odd) { return vsriq_n_u32(rounded(odd), rounded(even), 16); }
+  static Vec bits(Float a) { return vreinterpretq_u32_f32(a); }
+
+ private:
+  static Vec byte_sum(Vec hash) { return vpaddlq_u16(vpaddlq_u8(vreinterpretq_u8_u32(hash))); }
+  static void transpose4(const Vec in[4], Vec out[4]) {
+    const auto wide = [](Vec a) { return vreinterpretq_u64_u32(a); };
+    const auto words = [](uint64x2_t a) { return vreinterpretq_u32_u64(a); };
+    const Vec a = vzip1q_u32(in[0], in[1]), b = vzip1q_u32(in[2], in[3]);
+    const Vec c = vzip2q_u32(in[0], in[1]), d = vzip2q_u32(in[2], in[3]);
+    out[0] = words(vzip1q_u64(wide(a), wide(b)));
+    out[1] = words(vzip2q_u64(wide(a), wide(b)));
+    out[2] = words(vzip1q_u64(wide(c), wide(d)));
+    out[3] = words(vzip2q_u64(wide(c), wide(d)));
+  }
+  // Nearest bfloat16, ties to even, in the upper halves.
+  static Vec rounded(Float a) {
+    const Vec v = bits(a);
+    return vaddq_u32(vaddq_u32(v, set1(0x7fff)), vandq_u32(vshrq_n_u32(v, 16), set1(1)));
+  }
+};
+
+}  // namespace
+}  // namespace hyper

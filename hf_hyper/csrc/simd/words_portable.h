@@ -1,0 +1,81 @@
+// Vector class of four 32-bit lanes without intrinsics, on compiler vectors: the meaning of every operation that the
+// product kernels use, and the fallback for any machine.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace hyper {
+namespace {
+
+struct WordsPortable {
+  static constexpr int kLanes = 4;
+  typedef uint32_t Vec __attribute__((vector_size(16)));
+  typedef int32_t Signed __attribute__((vector_size(16)));
+  typedef float Float __attribute__((vector_size(16)));
+
+  static Vec load(const uint32_t* p) { return load_as<Vec>(p); }
+  static void store(uint32_t* p, Vec a) { std::memcpy(p, &a, sizeof a); }
+  static Float load(const float* p) { return load_as<Float>(p); }
+  static void store(float* p, Float a) { std::memcpy(p, &a, sizeof a); }
+  static Vec set1(uint32_t x) { return Vec{x, x, x, x}; }
+  static Float zero() { return Float{}; }
+
+  // out[w] lane i = p[i * stride + w]: four words of kLanes records.
+  static void gather4(const uint32_t* p, int stride, Vec out[4]) {
+    for (int w = 0; w < 4; ++w) out[w] = Vec{p[w], p[stride + w], p[2 * stride + w], p[3 * stride + w]};
+  }
+  // The inverse: p[i * stride + w] = in[w] lane i.
+  static void scatter4(const Vec in[4], uint32_t* p, int64_t stride) {
+    for (int i = 0; i < kLanes; ++i) store(p + i * stride, Vec{in[0][i], in[1][i], in[2][i], in[3][i]});
+  }
+
+  // Whatever `window` wants prepared once per word.
+  static Vec high(Vec word) { return word; }
+  // The 16 bits that end kShift bits above the end of `word`; `before` is the word that precedes it in the string.
+  template <int kShift>
+  static Vec window(Vec before, Vec word, Vec) {
+    if constexpr (kShift <= 16) {
+      return word >> kShift & 65535u;
+    } else {
+      return (before << (32 - kShift) | word >> kShift) & 65535u;
+    }
+  }
+  static Vec multiply(Vec a, Vec b) { return a * b; }
+
+  // Sum of the four bytes, less 510.
+  static Vec centred_sum(Vec hash) { return byte_sum(hash) - 510u; }
+  // Signed integers.
+  static Float to_float(Vec a) { return __builtin_convertvector(reinterpret_cast<Signed>(a), Float); }
+  // a * b + c, rounded once or twice.
+  static Float fma(Float a, Float b, Float c) { return a * b + c; }
+  static Float add(Float a, Float b) { return a + b; }
+  // Sum over the lanes.
+  static float sum(Float a) { return a[0] + a[1] + (a[2] + a[3]); }
+
+  // The form in which `dot` wants an activation of -127..127.
+  static uint32_t activation(int32_t q) { return static_cast<uint32_t>(q); }
+  // acc + byte sum (not centred) * activation, as signed integers.
+  static Vec dot(Vec acc, Vec hash, Vec activation) { return acc + byte_sum(hash) * activation; }
+
+  // Nearest bfloat16 of both, ties to even: `even` in the lower half of the lane, `odd` in the upper.
+  static Vec pack_bfloat16(Float even, Float odd) { return rounded(even) >> 16 | (rounded(odd) & 0xffff0000u); }
+  // The same bits.
+  static Vec bits(Float a) { return reinterpret_cast<Vec>(a); }
+
+ private:
+  template <class V>
+  static V load_as(const void* p) {
+    V out;
+    std::memcpy(&out, p, sizeof out);
+    return out;
+  }
+  static Vec byte_sum(Vec x) {
+    const Vec pairs = (x & 0x00ff00ffu) + (x >> 8 & 0x00ff00ffu);
+    return (pairs & 65535u) + (pairs >> 16);
+  }
+  static Vec rounded(Float a) { return bits(a) + 0x7fffu + (bits(a) >> 16 & 1u); }
+};
+
+}  // namespace
+}  // namespace hyper
