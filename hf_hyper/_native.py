@@ -39,7 +39,7 @@ _SIGNATURES = {
     "hyper_shift_decode_rows": (_INT, (_POINTER, _POINTER, _INT64, _INT64, _INT, _POINTER, _INT)),
     "hyper_shift_finish": (
         _INT,
-        (_POINTER, _POINTER, _INT, _POINTER, _POINTER, _POINTER, _INT64, _INT, _POINTER, _INT),
+        (_POINTER, _POINTER, _INT, _INT64, _INT64, _POINTER, _POINTER, _POINTER, _INT64, _INT, _POINTER, _INT),
     ),
     "hyper_winding_nearest": (_INT, (_POINTER, _INT64, _POINTER, _INT64, _INT, _POINTER)),
 }
@@ -406,50 +406,57 @@ def shift_decode_rows(
 def shift_finish(
     plan: ShiftPlan,
     product: Tensor,
+    first_tile: int,
     sums: Tensor,
     scale: Tensor,
     out_scale: Tensor,
-    dtype: torch.dtype,
+    y: Tensor,
     threads: int | None = None,
-) -> Tensor:
+) -> None:
     """Scales and output rotation for the product of `shift_rotate`'s and `shift_decode_rows`' results.
 
     Args:
         plan: Shape and constants.
-        product: `[tokens, padded_out]` float32 or bfloat16.
+        product: `[tokens, 16 * tiles]` float32 or bfloat16, of whole blocks of the output rotation.
+        first_tile: First output tile.
         sums: `[tokens]` float32 from `shift_rotate`.
-        scale: `[padded_out]` float16.
-        out_scale: `[out_features]` bfloat16.
-        dtype: Of the result: float32, bfloat16 or float16.
+        scale: `[padded_out]` float16, of the whole weight.
+        out_scale: `[out_features]` bfloat16, of the whole weight.
+        y: `[tokens, out_features]` float32, bfloat16 or float16, contiguous: receives the columns of these tiles.
         threads: Threads to use; `torch.get_num_threads()` unless given.
-
-    Returns:
-        `[tokens, out_features]` in `dtype`.
 
     Raises:
         ShapeError: A tensor has another shape than the plan wants.
-        ConfigError: A tensor has another dtype or lies on another device.
+        ConfigError: A tensor has another dtype, device or strides.
+        HyperError: The tiles are not whole blocks of the output rotation.
         KernelUnavailable: There is no compiled core.
     """
     library = _require()
-    product = _stored("product", product, (len(sums), plan.padded_out), _panel_dtype(product.dtype))
+    product = _stored("product", product, (len(sums), product.shape[-1]), _panel_dtype(product.dtype))
+    sums = _stored("sums", sums, (len(product),), torch.float32)
     scale = _stored("scale", scale, (plan.padded_out,), torch.float16)
     out_scale = _stored("out_scale", out_scale, (plan.out_features,), torch.bfloat16)
-    y = product.new_empty(len(product), plan.out_features, dtype=dtype)
+    _stored("y", y, (len(product), plan.out_features), y.dtype)
+    if product.shape[1] % 16 or not y.is_contiguous() or y.dtype not in _DTYPES:
+        raise ConfigError(
+            f"shift_finish: got {product.shape[1]} columns, wanted a multiple of 16, and y of {y.dtype} with strides "
+            f"{y.stride()}, wanted contiguous float32, bfloat16 or float16"
+        )
     result = library.hyper_shift_finish(
         plan.address,
         product.data_ptr(),
         _DTYPES[product.dtype],
+        first_tile,
+        product.shape[1] // 16,
         sums.data_ptr(),
         scale.data_ptr(),
         out_scale.data_ptr(),
         len(product),
         _threads(threads),
         y.data_ptr(),
-        _DTYPES[dtype],
+        _DTYPES[y.dtype],
     )
     _check(result, "shift_finish")
-    return y
 
 
 def winding_nearest(points: Tensor, nodes: Tensor, threads: int | None = None) -> Tensor:

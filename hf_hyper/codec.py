@@ -20,7 +20,7 @@ from hf_hyper.hyperfunctions import TensorSpec
 from hf_hyper.rotation.incoherence import rotate_weight, unrotate_weight
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["bits_per_weight", "dequantize", "quantize", "tensor_specs"]
+__all__ = ["apply_out_scale", "bits_per_weight", "dequantize", "quantize", "tensor_specs"]
 
 OUT_SCALE = "out_scale"
 _SMALLEST = 2.0**-133  # least positive bfloat16
@@ -88,7 +88,13 @@ def dequantize(tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:
     decoded = hyperfunctions.get(scheme.hyperfunction).decode(tensors, scheme)
     if not scheme.incoherence:
         return decoded
-    return unrotate_weight(decoded, scheme) * tensors[OUT_SCALE].float().unsqueeze(1)
+    return apply_out_scale(unrotate_weight(decoded, scheme), tensors[OUT_SCALE])
+
+
+def apply_out_scale(unit: Tensor, out_scale: Tensor) -> Tensor:
+    """Rows of `unit` `[out_features, in_features]` times `out_scale` `[out_features]`, limited to finite float32."""
+    largest = torch.finfo(torch.float32).max
+    return (unit * out_scale.float().unsqueeze(1)).clamp(-largest, largest)
 
 
 def _row_scale(weight: Tensor) -> Tensor:

@@ -29,8 +29,9 @@ class HyperConfig(QuantizationConfigMixin):
     """How to compress a model with hyperfunctions.
 
     Args:
-        bits: Average code bits per weight over the compressed tensors, any real number from 1 to 8. The size of the
-            model follows it; scales add about 32 / in_features bits. 4 is a good start, 3 and 2 suit larger models.
+        bits: Average code bits per weight over the compressed tensors, any real number from 1 to 8, for now rounded to
+            what the hyperfunction stores: whole bits (`shift`) or half bits (`winding`). Scales add about
+            32 / in_features bits. 4 is a good start, 3 and 2 suit larger models.
         hyperfunction: `"shift"` (best quality per bit) or `"winding"` (the method of arXiv 2409.00592).
         effort: How long to search: `"fast"`, `"balanced"` or `"best"`. Changes quality and compression time, never the
             format or the speed of the model.
@@ -66,30 +67,39 @@ class HyperConfig(QuantizationConfigMixin):
         self.quant_method = "hyper"  # pyright: ignore[reportAttributeAccessIssue]
         unknown.pop("quant_method", None)
         _check_version(format_version)
+        self.bits = bits
+        self.hyperfunction = hyperfunction
+        self.effort = effort
+        self.modules_to_not_convert = modules_to_not_convert
+        self.winding = winding
+        self.seed = seed
+        self.format_version = format_version
+        self.tensor_schemes = {name: dict(fields) for name, fields in (tensor_schemes or {}).items()}
+        if self.tensor_schemes:  # read from a folder: how it was made need not be understood, only kept
+            self.__dict__.update(unknown)
+        else:
+            self._check(unknown)
+
+    def _check(self, unknown: Mapping[str, Any]) -> None:
+        bits, seed, skipped = self.bits, self.seed, self.modules_to_not_convert
         if unknown:
             raise ConfigError(f"HyperConfig has no option {sorted(unknown)}; see help(hf_hyper.HyperConfig)")
         if isinstance(bits, bool) or not isinstance(bits, int | float) or not MIN_BITS <= bits <= MAX_BITS:
             raise ConfigError(f"bits is {bits!r}, wanted a number from {MIN_BITS} to {MAX_BITS}; 4 is a good start")
-        if effort not in EFFORTS:
-            raise ConfigError(f"effort is {effort!r}, wanted one of {', '.join(map(repr, EFFORTS))}")
+        if self.effort not in EFFORTS:
+            raise ConfigError(f"effort is {self.effort!r}, wanted one of {', '.join(map(repr, EFFORTS))}")
         if not isinstance(seed, int) or not 0 <= seed < 2**64:
             raise ConfigError(f"seed is {seed!r}, wanted an integer from 0 to 2**64-1")
-        if isinstance(modules_to_not_convert, str):
+        if isinstance(skipped, str):
             raise ConfigError(
-                f"modules_to_not_convert is the string {modules_to_not_convert!r}, wanted a list of module names; "
-                f"write [{modules_to_not_convert!r}]"
+                f"modules_to_not_convert is the string {skipped!r}, wanted a list of module names; write [{skipped!r}]"
             )
+        if self.winding is not None and self.hyperfunction != "winding":
+            raise ConfigError(f"winding options given with hyperfunction {self.hyperfunction!r}; choose 'winding'")
         self.bits = float(bits)
-        self.hyperfunction = hyperfunction
-        self.effort = effort
-        self.modules_to_not_convert = modules_to_not_convert
-        self.winding = _winding_options(winding)
-        self.seed = seed
-        self.format_version = format_version
-        self.tensor_schemes = {name: dict(fields) for name, fields in (tensor_schemes or {}).items()}
-        if self.winding is not None and hyperfunction != "winding":
-            raise ConfigError(f"winding options given with hyperfunction {hyperfunction!r}; choose 'winding'")
-        hyperfunctions.get(hyperfunction).resolve(self.bits, self._options())
+        self.modules_to_not_convert = None if skipped is None else list(skipped)
+        self.winding = _winding_options(self.winding)
+        hyperfunctions.get(self.hyperfunction).resolve(self.bits, self._options())
 
     def scheme(self, out_features: int, in_features: int) -> TensorScheme:
         """Scheme for a new weight of the given shape."""
@@ -121,6 +131,8 @@ class HyperConfig(QuantizationConfigMixin):
         unknown = sorted(set(fields) - set(_RECORDED))
         if unknown:
             raise FormatError(f"{name}: scheme has unknown fields {unknown}; upgrade with pip install -U hf-hyper")
+        if "bits" not in fields:
+            raise FormatError(f"{name}: scheme has no field 'bits'; config.json is damaged: fetch the folder again")
         options = tuple(sorted(fields.pop("options").items()))
         return TensorScheme(out_features=out_features, in_features=in_features, options=options, **fields)
 
@@ -128,12 +140,12 @@ class HyperConfig(QuantizationConfigMixin):
         """Plain values for `config.json`; options left at None are left out."""
         values = {key: value for key, value in self.__dict__.items() if value is not None}
         values["tensor_schemes"] = {name: dict(fields) for name, fields in self.tensor_schemes.items()}
-        if self.winding is not None:
+        if isinstance(self.winding, WindingOptions):
             values["winding"] = dataclasses.asdict(self.winding)
         return values
 
     def _options(self) -> dict[str, object]:
-        return {} if self.winding is None else dataclasses.asdict(self.winding)
+        return dataclasses.asdict(self.winding) if isinstance(self.winding, WindingOptions) else {}
 
 
 HyperCompressionConfig = HyperConfig

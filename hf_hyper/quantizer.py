@@ -11,8 +11,10 @@ weights; the sentinel turns that into an error.
 # transformers annotates the hooks that plugins override with the types of its own stubs, which return nothing.
 # pyright: reportIncompatibleMethodOverride=false, reportPrivateImportUsage=false
 
+import copy
 import re
 import time
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -26,11 +28,12 @@ from transformers.quantizers.quantizers_utils import get_module_from_name, shoul
 from transformers.utils import logging
 
 from hf_hyper import codec
-from hf_hyper.config import HyperConfig
-from hf_hyper.errors import ConfigError, FormatError
+from hf_hyper.config import FORMAT_VERSION, HyperConfig
+from hf_hyper.errors import ConfigError, FormatError, HyperError
+from hf_hyper.hyperfunctions import TensorSpec
 from hf_hyper.kernels import ops
 from hf_hyper.nn.linear import HyperLinear
-from hf_hyper.nn.replace import hyper_modules, replace, restore
+from hf_hyper.nn.replace import hyper_modules, plain_layer, replace, restore
 from hf_hyper.scheme import TensorScheme
 from hf_hyper.storage.resume import TensorStore
 
@@ -46,15 +49,19 @@ class HyperHfQuantizer(HfQuantizer):
 
     Attributes:
         measured: `relative_error` and `seconds` of every module that was compressed on the fly.
+        failure: First error of a conversion. The loader would collect it in a report and go on; it is raised when
+            loading ends instead, and nothing is compressed in between.
     """
 
     requires_calibration = False
     quantization_config: HyperConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, quantization_config: HyperConfig, **kwargs: Any) -> None:
-        super().__init__(quantization_config, **kwargs)
+        # A copy, because every model records its own schemes in it.
+        super().__init__(copy.deepcopy(quantization_config), **kwargs)
         self.dtype = torch.float32
         self.progress: Any = None
+        self.failure: HyperError | None = None
         self.measured: dict[str, dict[str, float]] = {}
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -67,8 +74,7 @@ class HyperHfQuantizer(HfQuantizer):
         if self.pre_quantized:
             self._build_recorded(model)
             return
-        if config.tensor_schemes:
-            config.tensor_schemes = {}
+        config.tensor_schemes = {}
         skipped = self.get_modules_to_not_convert(
             model, config.modules_to_not_convert, list(model._keep_in_fp32_modules or ())
         )
@@ -96,18 +102,26 @@ class HyperHfQuantizer(HfQuantizer):
     def _build_recorded(self, model: PreTrainedModel) -> None:
         config = self.quantization_config
 
-        def choose(name: str, out_features: int, in_features: int) -> TensorScheme | None:
-            if name not in config.tensor_schemes:
-                return None
-            return config.recorded(name, out_features, in_features)
+        prefix = f"{model.base_model_prefix}."
+        found: dict[str, str] = {}  # recorded name -> name in this model, which may be the base model or have a head
 
-        schemes = replace(model, choose, dtype=self.dtype, placeholder=False)
-        missing = sorted(set(config.tensor_schemes) - set(schemes))
-        if missing:
+        def choose(name: str, out_features: int, in_features: int) -> TensorScheme | None:
+            for recorded in (name, prefix + name, name.removeprefix(prefix)):
+                if recorded in config.tensor_schemes:
+                    found[recorded] = name
+                    return config.recorded(recorded, out_features, in_features)
+            return None
+
+        replace(model, choose, dtype=self.dtype, placeholder=False)
+        heads = {name for name in config.tensor_schemes if not name.startswith(prefix)}
+        loads_base_of_larger = any(recorded != name for recorded, name in found.items())
+        missing = sorted(set(config.tensor_schemes) - set(found) - (heads if loads_base_of_larger else set()))
+        if missing or not found:
             raise FormatError(
                 f"{len(missing)} compressed modules of this folder do not exist in {type(model).__name__}, the first "
                 f"is {missing[0]!r}; load the folder with the class it was saved from"
             )
+        config.tensor_schemes = {name: config.tensor_schemes[recorded] for recorded, name in found.items()}
         self._mark(model)
 
     def _mark(self, model: PreTrainedModel) -> None:
@@ -141,10 +155,24 @@ class HyperHfQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.progress is not None:
             self.progress.close()
-        for _, layer in hyper_modules(model):
-            for parameter in layer.stored():
-                parameter.requires_grad_(False)
+            self.progress = None
+        if self.failure is not None:
+            raise self.failure
+        for name, layer in list(hyper_modules(model)):
+            if "weight" in layer._parameters:
+                self._leave_out(model, name, layer)
+                continue
+            for key, spec in codec.tensor_specs(layer.scheme).items():
+                parameter = layer.get_parameter(key).requires_grad_(False)
+                _check_loaded(f"{name}.{key}", parameter, spec)
         return model
+
+    def _leave_out(self, model: PreTrainedModel, name: str, layer: HyperLinear) -> None:
+        """Undo the swap of a layer for which the checkpoint has no weight: it is initialised like any other."""
+        plain = plain_layer(layer, layer.stored()[0].device)
+        model.set_submodule(name, plain)
+        model._init_weights(plain)
+        del self.quantization_config.tensor_schemes[name]
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors to save, the sentinel among them; no metadata, whose order would differ from run to run."""
@@ -182,28 +210,72 @@ class HyperQuantize(ConversionOps):
         missing_keys: set[str] | None = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
-        """Compress `{name: weight}`; returns `{name of stored tensor: tensor}` for the layer."""
-        (value,) = input_dict.values()
-        weight: Tensor = value[0] if isinstance(value, list) else value
-        name = full_layer_name.rpartition(".")[0]
-        layer = model.get_submodule(name)
-        if layer.transposed:
-            weight = weight.T
+        """Compress `{name: tensor}`; tensors of other modules, which a split may bring along, pass unchanged.
+
+        Args:
+            input_dict: Tensors by target name; a single one may stand under its pattern, a list holds one tensor.
+            model: The skeleton that is being filled.
+            full_layer_name: Full target name, the first one where there are several.
+            missing_keys: Names the loader has not met yet, changed in place.
+
+        Returns:
+            Tensors by full name.
+        """
+        results: dict[str, Tensor] = {}
+        for key, value in input_dict.items():
+            target = full_layer_name if len(input_dict) == 1 else key
+            tensor: Tensor = value[0] if isinstance(value, list) else value
+            name, _, parameter = target.rpartition(".")
+            layer = model.get_submodule(name)
+            if not isinstance(layer, HyperLinear) or parameter != "weight":
+                results[target] = tensor
+                continue
+            stored = self._store(name, layer, tensor.T if layer.transposed else tensor)
+            results.update({f"{name}.{key}": tensor for key, tensor in stored.items()})
+            layer._parameters.pop("weight", None)
+            if missing_keys is not None:
+                missing_keys.discard(target)
+        return results
+
+    def _store(self, name: str, layer: HyperLinear, weight: Tensor) -> dict[str, Tensor]:
+        quantizer = self.hf_quantizer
+        effort = quantizer.quantization_config.effort
+        question = f"{layer.scheme.key},effort={effort},format={FORMAT_VERSION},hf-hyper={version('hf-hyper')}"
         started = time.perf_counter()
-        tensors = TensorStore.current().get_or_make(
-            weight,
-            f"{layer.scheme.key},effort={self.hf_quantizer.quantization_config.effort}",
-            lambda: codec.quantize(weight, layer.scheme, self.hf_quantizer.quantization_config.effort, name=name),
-        )
-        self.hf_quantizer.measured[name] = {
+        try:
+            if quantizer.failure is not None:
+                return _unfilled(layer)
+            tensors = TensorStore.current().get_or_make(
+                weight, question, lambda: codec.quantize(weight, layer.scheme, effort, name=name)
+            )
+        except HyperError as error:
+            quantizer.failure = error
+            return _unfilled(layer)
+        quantizer.measured[name] = {
             "relative_error": relative_error(weight, tensors, layer.scheme),
             "seconds": time.perf_counter() - started,
         }
-        layer._parameters.pop("weight", None)
-        if missing_keys is not None:
-            missing_keys.discard(full_layer_name)
-        self.hf_quantizer.progress.update()
-        return {f"{name}.{key}": tensor for key, tensor in tensors.items()}
+        quantizer.progress.update()
+        return tensors
+
+
+def _unfilled(layer: HyperLinear) -> dict[str, Tensor]:
+    """Something for the loader to place until the failure is raised."""
+    specs = codec.tensor_specs(layer.scheme)
+    return {key: torch.zeros(spec.shape, dtype=spec.dtype) for key, spec in specs.items()}
+
+
+def _check_loaded(name: str, parameter: torch.nn.Parameter, spec: TensorSpec) -> None:
+    """Raise FormatError unless a stored tensor came from the folder with the shape and dtype of its scheme."""
+    if parameter.device.type == "meta":  # offloaded: its file is mapped as it is
+        return
+    if not getattr(parameter, "_is_hf_initialized", False):
+        raise FormatError(f"{name} is missing from the folder; the download is incomplete: fetch the model again")
+    if parameter.shape != spec.shape or parameter.dtype != spec.dtype:
+        raise FormatError(
+            f"{name} has shape {tuple(parameter.shape)} and dtype {parameter.dtype}, wanted {spec.shape} and "
+            f"{spec.dtype} for the scheme in config.json; the folder is damaged: fetch the model again"
+        )
 
 
 def relative_error(weight: Tensor, tensors: dict[str, Tensor], scheme: TensorScheme) -> float:

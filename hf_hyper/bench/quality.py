@@ -134,7 +134,7 @@ def compare(
     common = {
         "weights": sum(linear.weight.numel() for linear in originals.values()),
         "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "model": str(model_path),
+        "model": Path(model_path).name,
         "device": _device_name(device),
         "versions": _versions(),
         "commit": _commit(),

@@ -4,7 +4,7 @@
 
 Samples are unit Gaussian, w / gain is encoded, and the error is taken after one least-squares scale over all tiles.
 The gain is how far the input is shrunk before the search: below 1 at low rates, where centroids lie inside their
-cells, and above 1 at high rates, where the byte sum ends at 3.45 deviations. It is the minimum of a parabola through
+cells, and above 1 at high rates, where the byte sum ends at 3.3 deviations. It is the minimum of a parabola through
 the errors on a grid of gains, on the same samples. Speed counts weights per second of wall time, and beside it per
 second of processor time on each of the threads, which a busy machine disturbs less.
 """

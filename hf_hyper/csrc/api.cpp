@@ -54,6 +54,10 @@ bool valid(const hyper_shift_plan* plan) {
   return inner % 16 == 0;
 }
 
+bool valid_tiles(const hyper_shift_plan& plan, int64_t first, int64_t count) {
+  return first >= 0 && count >= 0 && count <= (plan.out_features + 15) / 16 - first;
+}
+
 bool valid_dtype(int dtype) { return dtype >= HYPER_FLOAT32 && dtype <= HYPER_FLOAT16; }
 bool wide_dtype(int dtype) { return dtype == HYPER_FLOAT32 || dtype == HYPER_BFLOAT16; }
 
@@ -121,26 +125,30 @@ int hyper_shift_rotate(const hyper_shift_plan* plan, const void* x, int dtype, i
 
 int hyper_shift_decode_rows(const hyper_shift_plan* plan, const uint32_t* codes, int64_t first_tile, int64_t tiles,
                             int threads, void* rows, int rows_dtype) {
-  if (!valid(plan) || !wide_dtype(rows_dtype) || first_tile < 0 || tiles < 0 || threads < 1) {
+  if (!valid(plan) || !wide_dtype(rows_dtype) || !valid_tiles(*plan, first_tile, tiles) || threads < 1) {
     return HYPER_ERROR_ARGUMENT;
   }
-  if (tiles > (plan->out_features + 15) / 16 - first_tile) return HYPER_ERROR_ARGUMENT;
   if (tiles == 0) return HYPER_OK;
   if (codes == nullptr || rows == nullptr) return HYPER_ERROR_ARGUMENT;
   return guarded([&] { hyper::decode_rows(*plan, codes, first_tile, tiles, threads, rows, rows_dtype); });
 }
 
-int hyper_shift_finish(const hyper_shift_plan* plan, const void* product, int product_dtype, const float* sums,
-                       const uint16_t* scale, const uint16_t* out_scale, int64_t tokens, int threads, void* y,
-                       int dtype) {
+int hyper_shift_finish(const hyper_shift_plan* plan, const void* product, int product_dtype, int64_t first_tile,
+                       int64_t tiles, const float* sums, const uint16_t* scale, const uint16_t* out_scale,
+                       int64_t tokens, int threads, void* y, int dtype) {
   if (!valid(plan) || !valid_dtype(dtype) || !wide_dtype(product_dtype) || tokens < 0 || threads < 1) {
     return HYPER_ERROR_ARGUMENT;
   }
-  if (tokens == 0) return HYPER_OK;
+  const int block = plan->output_block / 16;
+  if (!valid_tiles(*plan, first_tile, tiles) || first_tile % block != 0 || tiles % block != 0) {
+    return HYPER_ERROR_ARGUMENT;
+  }
+  if (tokens == 0 || tiles == 0) return HYPER_OK;
   if (product == nullptr || sums == nullptr || scale == nullptr || out_scale == nullptr || y == nullptr) {
     return HYPER_ERROR_ARGUMENT;
   }
   return guarded([&] {
-    hyper::finish_tokens(*plan, product, product_dtype, sums, scale, out_scale, tokens, threads, y, dtype);
+    hyper::finish_tokens(*plan, product, product_dtype, first_tile, tiles, sums, scale, out_scale, tokens, threads, y,
+                         dtype);
   });
 }

@@ -48,16 +48,16 @@ inline uint16_t to_float16(float x) {
   return static_cast<uint16_t>(half | (bits >> 16 & 0x8000u));
 }
 
-// from [count] of a HYPER_* dtype, times signs [count] -> to [count]
-inline void load_signed(const void* from, int dtype, int64_t count, const float* signs, float* to) {
+// from [count] of a HYPER_* dtype, times factors [count] -> to [count]
+inline void load_scaled(const void* from, int dtype, int64_t count, const float* factors, float* to) {
   const float* full = static_cast<const float*>(from);
   const uint16_t* half = static_cast<const uint16_t*>(from);
   if (dtype == HYPER_FLOAT32) {
-    for (int64_t i = 0; i < count; ++i) to[i] = full[i] * signs[i];
+    for (int64_t i = 0; i < count; ++i) to[i] = full[i] * factors[i];
   } else if (dtype == HYPER_BFLOAT16) {
-    for (int64_t i = 0; i < count; ++i) to[i] = from_bfloat16(half[i]) * signs[i];
+    for (int64_t i = 0; i < count; ++i) to[i] = from_bfloat16(half[i]) * factors[i];
   } else {
-    for (int64_t i = 0; i < count; ++i) to[i] = from_float16(half[i]) * signs[i];
+    for (int64_t i = 0; i < count; ++i) to[i] = from_float16(half[i]) * factors[i];
   }
 }
 

@@ -88,10 +88,11 @@ HYPER_API int hyper_shift_rotate(const hyper_shift_plan* plan, const void* x, in
 //   rows [16 * tiles, Q], float32 or bfloat16: byte sums less 510 of the output tiles from first_tile on
 HYPER_API int hyper_shift_decode_rows(const hyper_shift_plan* plan, const uint32_t* codes, int64_t first_tile,
                                       int64_t tiles, int threads, void* rows, int rows_dtype);
-//   product [tokens, P]
+//   product [tokens, 16 * tiles] of those output tiles, which are whole blocks of the output rotation; writes their
+//   columns of y [tokens, out_features]
 HYPER_API int hyper_shift_finish(const hyper_shift_plan* plan, const void* product, int product_dtype,
-                                 const float* sums, const uint16_t* scale, const uint16_t* out_scale, int64_t tokens,
-                                 int threads, void* y, int dtype);
+                                 int64_t first_tile, int64_t tiles, const float* sums, const uint16_t* scale,
+                                 const uint16_t* out_scale, int64_t tokens, int threads, void* y, int dtype);
 
 // Nearest node of `winding` for every point, by squared distance in float32; the lowest index on a tie.
 //   points     [n, 2] float32, of magnitude up to 1e18

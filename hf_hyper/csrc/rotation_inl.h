@@ -107,7 +107,7 @@ inline int64_t padded_to_tiles(int64_t size) { return (size + kTile - 1) / kTile
 
 inline void rotate_input(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated) {
   const int64_t padded = padded_to_tiles(plan.in_features), width = padded / plan.input_blocks;
-  load_signed(x, dtype, plan.in_features, plan.signs_in, rotated);
+  load_scaled(x, dtype, plan.in_features, plan.signs_in, rotated);
   for (int64_t i = plan.in_features; i < padded; ++i) rotated[i] = 0.0f;
   const int64_t power = width & -width;
   hadamard(rotated, padded, power, 1.0f / std::sqrt(static_cast<float>(power)));
@@ -128,6 +128,12 @@ inline void rotate_output(const hyper_shift_plan& plan, int64_t block, const uin
   const int64_t rows = first + width <= plan.out_features ? width : plan.out_features - first;
   for (int64_t r = 0; r < rows; ++r) y[r] *= plan.signs_out[first + r] * from_bfloat16(out_scale[first + r]);
   store_as(y, rows, dtype, out, first);
+}
+
+inline void scale_product(const void* product, int dtype, int64_t rows, const float* units, float offset,
+                          float* values) {
+  load_scaled(product, dtype, rows, units, values);
+  for (int64_t r = 0; r < rows; ++r) values[r] -= offset * units[r];
 }
 
 inline void to_bfloat16(const float* from, int64_t count, uint16_t* to) {

@@ -272,6 +272,7 @@ constexpr MatmulSteps matmul_table(const char* name, std::integer_sequence<int, 
   steps.reduce = reduce<W>;
   steps.rotate_input = rotate_input;
   steps.rotate_output = rotate_output;
+  steps.scale_product = scale_product;
   steps.to_bfloat16 = to_bfloat16;
   return steps;
 }

@@ -45,6 +45,8 @@ struct MatmulSteps {
   // y [output_block] of block `block`, in the rotated basis and overwritten -> its part of out [out_features]
   void (*rotate_output)(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, float* y, int dtype,
                         void* out);
+  // product [rows] of a HYPER_* dtype -> (product - offset) * units, [rows] float
+  void (*scale_product)(const void* product, int dtype, int64_t rows, const float* units, float offset, float* values);
   void (*to_bfloat16)(const float* from, int64_t count, uint16_t* to);
 };
 

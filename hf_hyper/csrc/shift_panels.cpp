@@ -61,25 +61,24 @@ void decode_rows(const hyper_shift_plan& plan, const uint32_t* codes, int64_t fi
   });
 }
 
-void finish_tokens(const hyper_shift_plan& plan, const void* product, int product_dtype, const float* sums,
-                   const uint16_t* scale, const uint16_t* out_scale, int64_t tokens, int threads, void* y, int dtype) {
+void finish_tokens(const hyper_shift_plan& plan, const void* product, int product_dtype, int64_t first_tile,
+                   int64_t tiles, const float* sums, const uint16_t* scale, const uint16_t* out_scale, int64_t tokens,
+                   int threads, void* y, int dtype) {
   const MatmulSteps& steps = matmul_steps();
-  const ShiftLayout layout(plan, steps.lanes, threads);
-  const int64_t rows = layout.out_tiles * kTile, size = dtype == HYPER_FLOAT32 ? 4 : 2;
+  const int64_t rows = tiles * kTile, size = dtype == HYPER_FLOAT32 ? 4 : 2;
   const int64_t product_size = product_dtype == HYPER_FLOAT32 ? 4 : 2;
+  const int64_t first_block = first_tile * kTile / plan.output_block, blocks = rows / plan.output_block;
   std::vector<float> units(rows);
-  for (int64_t r = 0; r < rows; ++r) units[r] = from_float16(scale[r]) * plan.inverse_deviation;
+  for (int64_t r = 0; r < rows; ++r) units[r] = from_float16(scale[first_tile * kTile + r]) * plan.inverse_deviation;
   WorkCounter work(tokens, 1);
   run_on_threads(threads, [&] {
     std::vector<float> values(rows);
     int64_t token, end;
     while (work.take(&token, &end)) {
-      const float offset = plan.mean_offset * sums[token];
-      load_signed(static_cast<const char*>(product) + token * rows * product_size, product_dtype, rows, units.data(),
-                  values.data());
-      for (int64_t r = 0; r < rows; ++r) values[r] -= offset * units[r];
-      for (int64_t block = 0; block < layout.blocks; ++block) {
-        steps.rotate_output(plan, block, out_scale, values.data() + block * plan.output_block, dtype,
+      steps.scale_product(static_cast<const char*>(product) + token * rows * product_size, product_dtype, rows,
+                          units.data(), plan.mean_offset * sums[token], values.data());
+      for (int64_t block = 0; block < blocks; ++block) {
+        steps.rotate_output(plan, first_block + block, out_scale, values.data() + block * plan.output_block, dtype,
                             static_cast<char*>(y) + token * plan.out_features * size);
       }
     }

@@ -31,8 +31,10 @@ def encode(weight: Tensor, scheme: TensorScheme, effort: str = "balanced") -> di
         Tensors as the hyperfunction's `tensors(scheme)` describes them, on the weight's device.
 
     Raises:
-        ConfigError: Unknown effort.
+        ConfigError: Unknown effort or hyperfunction.
     """
     if effort not in EFFORTS:
         raise ConfigError(f"effort {effort!r} does not exist; choose one of {', '.join(map(repr, EFFORTS))}")
+    if scheme.hyperfunction not in _ENCODERS:
+        raise ConfigError(f"hyperfunction {scheme.hyperfunction!r} has no encoder; choose one of {sorted(_ENCODERS)}")
     return _ENCODERS[scheme.hyperfunction](weight, scheme, effort)

@@ -29,9 +29,9 @@ __all__ = ["activations", "decode_shift", "matmul_shift", "set_activations"]
 ACTIVATIONS = ("exact", "int8")
 FUSED_TOKENS = {torch.float32: 16, torch.bfloat16: 16, torch.float16: 16}
 """Largest number of tokens that go through the fused product, by dtype."""
-PANEL_WEIGHTS = 1 << 20
-"""Weights decoded at a time: 2 MiB in bfloat16, which stays in the cache until the product reads it."""
-LEAST_BFLOAT16_WIDTH = 128
+PANEL_WEIGHTS = 1 << 21
+"""Weights decoded at a time: 4 MiB in bfloat16, which stays in the last-level cache until the product reads it."""
+LEAST_BFLOAT16_WIDTH = 512
 """Narrower weights use float32 panels: rounding after the rotation averages out over wide ones only."""
 
 _spaces = threading.local()
@@ -88,25 +88,24 @@ def _matmul_panels(x: Tensor, plan: _native.ShiftPlan, codes: Tensor, scale: Ten
     narrow = x.dtype == torch.bfloat16 and plan.padded_in >= LEAST_BFLOAT16_WIDTH
     dtype = torch.bfloat16 if narrow else torch.float32
     rotated, sums = _native.shift_rotate(plan, x, dtype)
-    product = rotated.new_empty(len(x), plan.padded_out)
-    tiles = plan.padded_out // TILE
-    step = min(tiles, max(1, PANEL_WEIGHTS // (TILE * plan.padded_in)))
-    space = _panel_space(step * TILE * plan.padded_in, dtype)
+    y = x.new_empty(len(x), plan.out_features)
+    tiles, block = plan.padded_out // TILE, plan.output_block // TILE
+    step = max(1, PANEL_WEIGHTS // (TILE * plan.padded_in * block)) * block  # whole blocks of the output rotation
     for first in range(0, tiles, step):
         count = min(step, tiles - first)
-        panel = space[: count * TILE * plan.padded_in].view(count * TILE, plan.padded_in)
+        panel = _panel_space(count * TILE, plan.padded_in, dtype)
         _native.shift_decode_rows(plan, codes, first, count, panel)
-        product[:, TILE * first : TILE * (first + count)] = linear(rotated, panel)
-    return _native.shift_finish(plan, product, sums, scale, out_scale, x.dtype)
+        _native.shift_finish(plan, linear(rotated, panel), first, sums, scale, out_scale, y)
+    return y
 
 
-def _panel_space(count: int, dtype: torch.dtype) -> Tensor:
-    """At least `count` numbers of scratch memory, kept per thread: fresh pages would cost more than decoding."""
-    kept = _spaces.__dict__
-    if dtype not in kept or len(kept[dtype]) < count:
+def _panel_space(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Uninitialised `[rows, columns]`, in memory kept per thread: fresh pages would cost more than decoding."""
+    kept: dict[torch.dtype, Tensor] = _spaces.__dict__.setdefault("by_dtype", {})
+    if dtype not in kept or len(kept[dtype]) < rows * columns:
         with torch.inference_mode(False):
-            kept[dtype] = torch.empty(max(count, PANEL_WEIGHTS), dtype=dtype)
-    return kept[dtype]
+            kept[dtype] = torch.empty(max(rows * columns, PANEL_WEIGHTS), dtype=dtype)
+    return kept[dtype][: rows * columns].view(rows, columns)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -21,6 +21,8 @@ from hf_hyper.scheme import TensorScheme
 
 __all__ = ["decode", "matmul"]
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 @torch.library.custom_op("hf_hyper::decode", mutates_args=())
 def decode(tensors: list[Tensor], scheme: str, dtype: torch.dtype) -> Tensor:
@@ -35,7 +37,9 @@ def decode(tensors: list[Tensor], scheme: str, dtype: torch.dtype) -> Tensor:
         `[out_features, in_features]` in `dtype`.
     """
     parsed = TensorScheme.parse(scheme)
-    return select("decode", tensors[0].device.type, parsed)(_named(tensors, parsed), parsed, dtype)
+    device = tensors[0].device.type
+    with torch.autocast(device, enabled=False):
+        return select("decode", device, parsed)(_named(tensors, parsed), parsed, dtype)
 
 
 @decode.register_fake
@@ -57,17 +61,18 @@ def matmul(x: Tensor, tensors: list[Tensor], scheme: str) -> Tensor:
         `[..., out_features]`, dtype of `x`.
 
     Raises:
-        ShapeError: The last dimension of `x` is not `in_features`.
+        ShapeError: The last dimension of `x` is not `in_features`, or its dtype is another.
     """
     parsed = TensorScheme.parse(scheme)
-    _check_width(x, parsed)
-    return select("matmul", x.device.type, parsed)(x, _named(tensors, parsed), parsed)
+    _check_input(x, parsed)
+    with torch.autocast(x.device.type, enabled=False):
+        return select("matmul", x.device.type, parsed)(x, _named(tensors, parsed), parsed)
 
 
 @matmul.register_fake
 def _(x: Tensor, tensors: list[Tensor], scheme: str) -> Tensor:
     parsed = TensorScheme.parse(scheme)
-    _check_width(x, parsed)
+    _check_input(x, parsed)
     return x.new_empty((*x.shape[:-1], parsed.out_features))
 
 
@@ -79,8 +84,9 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, list[Tensor], str], output: T
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, list[None], None]:
     tensors = list(ctx.saved_tensors)
-    weight = decode(tensors, ctx.scheme, ctx.dtype)
-    return grad @ weight, [None] * len(tensors), None
+    # In float32: a weight may not fit float16 although its products with small activations do.
+    weight = decode(tensors, ctx.scheme, torch.float32)
+    return (grad.float() @ weight).to(ctx.dtype), [None] * len(tensors), None
 
 
 matmul.register_autograd(_backward, setup_context=_setup_context)
@@ -90,8 +96,13 @@ def _named(tensors: list[Tensor], scheme: TensorScheme) -> Mapping[str, Tensor]:
     return dict(zip(codec.tensor_specs(scheme), tensors, strict=True))
 
 
-def _check_width(x: Tensor, scheme: TensorScheme) -> None:
-    if x.shape[-1] != scheme.in_features:
+def _check_input(x: Tensor, scheme: TensorScheme) -> None:
+    if x.dtype not in _DTYPES:
+        raise ShapeError(
+            f"input of dtype {x.dtype}, wanted one of {', '.join(map(str, _DTYPES))} for a weight of shape "
+            f"[{scheme.out_features}, {scheme.in_features}]; convert it first"
+        )
+    if x.ndim == 0 or x.shape[-1] != scheme.in_features:
         raise ShapeError(
             f"input of shape {tuple(x.shape)}, wanted {scheme.in_features} in the last dimension for a weight of "
             f"shape [{scheme.out_features}, {scheme.in_features}]"

@@ -14,7 +14,7 @@ __all__ = ["decode", "matmul", "rotated_matmul"]
 
 def decode(tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: torch.dtype) -> Tensor:
     """The stored weight: `[out_features, in_features]` in `dtype`, computed in float32."""
-    return codec.dequantize(tensors, scheme).to(dtype)
+    return codec.dequantize(tensors, scheme).to(dtype).contiguous()
 
 
 def matmul(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_hyper import codec
+from hf_hyper.errors import ConfigError
 from hf_hyper.kernels import ops
 from hf_hyper.scheme import TensorScheme
 
@@ -27,7 +28,8 @@ class HyperLinear(nn.Linear):
         bias: Whether the layer has a bias.
         dtype: Dtype of `bias`, and of `weight` when it is decoded.
         device: Device of the empty tensors, `meta` for a skeleton.
-        transposed: The uncompressed checkpoint holds the weight as `[in_features, out_features]` (GPT-2's `Conv1D`).
+        plain: Class of the uncompressed layer: `nn.Linear`, or one built as `plain(out_features, in_features)` that
+            holds its weight transposed (GPT-2's `Conv1D`).
 
     Attributes:
         scheme: As given.
@@ -41,11 +43,11 @@ class HyperLinear(nn.Linear):
         bias: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
-        transposed: bool = False,
+        plain: type[nn.Module] = nn.Linear,
     ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = scheme.in_features, scheme.out_features
-        self.scheme, self.compute_dtype, self.transposed = scheme, dtype, transposed
+        self.scheme, self.compute_dtype, self.plain = scheme, dtype, plain
         for name, spec in codec.tensor_specs(scheme).items():
             empty = torch.empty(spec.shape, dtype=spec.dtype, device=device)
             self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
@@ -82,9 +84,18 @@ class HyperLinear(nn.Linear):
         for name, tensor in tensors.items():
             setattr(self, name, nn.Parameter(tensor, requires_grad=False))
 
+    @property
+    def transposed(self) -> bool:
+        """Whether the uncompressed layer holds its weight as `[in_features, out_features]`."""
+        return self.plain is not nn.Linear
+
     def stored(self) -> list[Tensor]:
-        """Stored tensors in the order of `codec.tensor_specs`."""
-        return [self._parameters[name] for name in codec.tensor_specs(self.scheme)]  # pyright: ignore[reportReturnType]
+        """Stored tensors in the order and the dtypes of `codec.tensor_specs`.
+
+        Tools that upcast every parameter in place find them changed; going back to the stored dtype loses nothing.
+        """
+        specs = codec.tensor_specs(self.scheme)
+        return [self.get_parameter(name).to(spec.dtype) for name, spec in specs.items()]
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight, `[out_features, in_features]` in `dtype` (default `compute_dtype`)."""
@@ -106,6 +117,14 @@ class HyperLinear(nn.Linear):
     def reset_parameters(self) -> None:
         """Stored tensors are not initialised at random: nothing to do."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight" and "weight" not in self._parameters:
+            raise ConfigError(
+                "weight of a HyperLinear cannot be assigned: it is decoded from stored tensors; build a new layer with "
+                "HyperLinear.from_weight, or call model.dequantize() first"
+            )
+        super().__setattr__(name, value)
+
     def __getattr__(self, name: str) -> Any:
         if name == "weight" and "weight" not in self.__dict__.get("_parameters", {}):
             return self.dequantize()
@@ -113,13 +132,20 @@ class HyperLinear(nn.Linear):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HyperLinear":
         """Move the stored tensors with the module but keep their dtypes, which the format fixes."""
-        kept = {name: self._parameters.pop(name) for name in codec.tensor_specs(self.scheme)}
-        super()._apply(fn, recurse)
-        for name, parameter in kept.items():
-            assert parameter is not None
-            moved = fn(parameter.data)
-            if moved.dtype != parameter.dtype:
-                moved = parameter.data.to(moved.device)
-            self._parameters[name] = nn.Parameter(moved, requires_grad=False)
+        names = list(codec.tensor_specs(self.scheme))
+        kept = {name: self._parameters.pop(name) for name in names}
+        try:
+            super()._apply(fn, recurse)
+            for name in names:
+                data = self._keep_dtype(fn, kept[name])
+                kept[name] = nn.Parameter(data, requires_grad=False)
+        finally:
+            self._parameters.update(kept)
         self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype, device=self.stored()[0].device)).dtype
         return self
+
+    @staticmethod
+    def _keep_dtype(fn: Callable[[Tensor], Tensor], parameter: nn.Parameter | None) -> Tensor:
+        assert parameter is not None
+        moved = fn(parameter.data)
+        return moved if moved.dtype == parameter.dtype else parameter.data.to(moved.device)

@@ -8,7 +8,7 @@ from torch import nn
 from hf_hyper.nn.linear import HyperLinear
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["hyper_modules", "linear_shape", "replace", "restore"]
+__all__ = ["hyper_modules", "linear_shape", "plain_layer", "replace", "restore"]
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
@@ -50,7 +50,7 @@ def replace(
         if scheme is None:
             continue
         bias = module.bias is not None
-        layer = HyperLinear(scheme, bias=bias, dtype=dtype, device="meta", transposed=is_transposed(module))
+        layer = HyperLinear(scheme, bias=bias, dtype=dtype, device="meta", plain=type(module))
         if placeholder:
             empty = torch.empty(module.get_parameter("weight").shape, dtype=dtype, device="meta")
             layer._parameters["weight"] = nn.Parameter(empty, requires_grad=False)
@@ -61,13 +61,23 @@ def replace(
 
 
 def restore(model: nn.Module, dtype: torch.dtype) -> None:
-    """Swap every `HyperLinear` back for an `nn.Linear` with the decoded weight in `dtype`."""
+    """Swap every `HyperLinear` back for a plain layer with the decoded weight in `dtype`."""
     for name, layer in list(hyper_modules(model)):
-        linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-        linear.weight = nn.Parameter(layer.dequantize(dtype))
-        if layer.bias is not None:
-            linear.bias = nn.Parameter(layer.bias.detach().to(dtype))
-        model.set_submodule(name, linear)
+        weight = layer.dequantize(dtype)
+        plain = plain_layer(layer, device="meta")
+        plain.weight = nn.Parameter(weight.T.contiguous() if layer.transposed else weight)
+        plain.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().to(dtype))
+        model.set_submodule(name, plain)
+
+
+def plain_layer(layer: HyperLinear, device: torch.device | str) -> nn.Module:
+    """An uncompressed layer of the class, shape and mode of the one that `layer` replaced, with new parameters."""
+    with torch.device(device):
+        if layer.transposed:
+            plain = layer.plain(layer.out_features, layer.in_features)
+        else:
+            plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    return plain.to(layer.compute_dtype).train(layer.training)
 
 
 def hyper_modules(model: nn.Module) -> Iterator[tuple[str, HyperLinear]]:

@@ -11,12 +11,11 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_hyper.config import HyperConfig
@@ -80,13 +79,15 @@ def compress(
     destination = Path(destination)
     _check_destination(destination)
     device = pick_device(device)
+    if not is_gguf(source):
+        _check_source(source)
     repository = None if push_to_hub is None else str(HfApi().create_repo(push_to_hub, exist_ok=True).repo_id)
     started = time.perf_counter()
     with _as_folder(source, destination) as folder:
         if is_gguf(source) and dtype == "auto":
             dtype = torch.bfloat16
         kept = destination.with_name(f".{destination.name}.resume") if resume else None
-        model = _load(folder, config, device, dtype, _Store(kept))
+        model = _load(folder, config, device, dtype, TensorStore(kept))
         report = _save(model, folder, destination, _about(source, model, started))
     if kept is not None:
         shutil.rmtree(kept)
@@ -114,27 +115,8 @@ def pick_device(device: str | torch.device) -> torch.device:
     return torch.device(device)
 
 
-class _Stop(BaseException):
-    """Carries an error past the loader, which otherwise collects every `Exception` and goes on with the next tensor."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-
-class _Store(TensorStore):
-    """A store in which the first failure ends the run."""
-
-    def get_or_make(self, weight: Tensor, question: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        try:
-            return super().get_or_make(weight, question, make)
-        except Exception as error:
-            raise _Stop(error) from error
-
-
 def _check_destination(destination: Path) -> None:
-    if destination.is_dir() and not any(destination.iterdir()):
-        destination.rmdir()
-    if destination.exists():
+    if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
         raise ConfigError(f"destination {destination} already exists; give a new name or remove it first")
     destination.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(destination.parent, os.W_OK):
@@ -155,23 +137,24 @@ def _as_folder(source: str | Path, destination: Path) -> Iterator[str | Path]:
         yield Path(name)
 
 
-def _load(
-    source: str | Path, config: HyperConfig, device: torch.device, dtype: torch.dtype | str, store: TensorStore
-) -> PreTrainedModel:
-    loaded = read_config(source)
-    existing = getattr(loaded, "quantization_config", None)
+def _check_source(source: str | Path) -> None:
+    existing = getattr(read_config(source), "quantization_config", None)
     if existing is not None:
         method = existing.get("quant_method", "unknown") if isinstance(existing, dict) else existing.quant_method
         raise ConfigError(
             f"model {str(source)!r} is already quantized (quant_method {str(method)!r}), wanted plain weights; start "
             "from the model it was made from, or save a dequantized copy first"
         )
+
+
+def _load(
+    source: str | Path, config: HyperConfig, device: torch.device, dtype: torch.dtype | str, store: TensorStore
+) -> PreTrainedModel:
     options = {} if device.type == "cpu" else {"device_map": {"": device}}
-    try:
-        with store.use():
-            return model_class(loaded).from_pretrained(source, quantization_config=config, dtype=dtype, **options)
-    except _Stop as stop:
-        raise stop.error from None
+    with store.use():
+        return model_class(read_config(source)).from_pretrained(
+            source, quantization_config=config, dtype=dtype, **options
+        )
 
 
 def _about(source: str | Path, model: PreTrainedModel, started: float) -> dict[str, object]:

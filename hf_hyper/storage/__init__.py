@@ -1,1 +1,1 @@
-"""Files: the normative format (`FORMAT.md`), checks of what is read, and resumable writing."""
+"""Files: the normative format (`FORMAT.md`) and resumable writing."""

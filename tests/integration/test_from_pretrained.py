@@ -1,6 +1,8 @@
 """The whole path through transformers: compress while loading, save, reload, generate, refuse."""
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     GPT2Config,
@@ -20,8 +23,9 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
 )
+from transformers.utils import logging
 
-from hf_hyper import FormatError, HyperConfig, HyperLinear
+from hf_hyper import ConfigError, FormatError, HyperConfig, HyperLinear, ShapeError
 
 PROMPT = "Once upon a time"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -95,6 +99,11 @@ def test_folder_without_the_package_fails_loudly(compressed: Path) -> None:
     assert "q_proj.weight" in run.stderr
 
 
+def copy_folder(source: Path, target: Path) -> None:
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+
+
 def edit_config(folder: Path, **changes) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
@@ -103,16 +112,14 @@ def edit_config(folder: Path, **changes) -> None:
 
 
 def test_newer_format_is_refused(compressed: Path, tmp_path: Path) -> None:
-    for file in compressed.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    copy_folder(compressed, tmp_path)
     edit_config(tmp_path, format_version=2)
     with pytest.raises(FormatError, match="upgrade with: pip install -U hf-hyper"):
         load(tmp_path)
 
 
 def test_record_of_an_unknown_module_is_refused(compressed: Path, tmp_path: Path) -> None:
-    for file in compressed.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    copy_folder(compressed, tmp_path)
     edit_config(tmp_path, tensor_schemes={"model.layers.9.mlp.down_proj": {"bits": 4}})
     with pytest.raises(FormatError, match=r"do not exist in LlamaForCausalLM, the first is 'model.layers.9"):
         load(tmp_path)
@@ -120,12 +127,11 @@ def test_record_of_an_unknown_module_is_refused(compressed: Path, tmp_path: Path
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weight_that_is_not_finite_names_the_tensor(stories: Path, tmp_path: Path, value: float) -> None:
-    for file in stories.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    copy_folder(stories, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["model.layers.2.mlp.up_proj.weight"][3, 4] = value
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(Exception, match=r"model.layers.2.mlp.up_proj: (nan|inf) at row 3, column 4|conversion"):
+    with pytest.raises(ShapeError, match=r"model.layers.2.mlp.up_proj: (nan|inf) at row 3, column 4"):
         load(tmp_path, quantization_config=HyperConfig(bits=4))
 
 
@@ -178,9 +184,14 @@ def test_nothing_to_compress_is_an_error(tmp_path: Path) -> None:
         load(tmp_path, quantization_config=HyperConfig(modules_to_not_convert=["model"]))
 
 
-def test_gpt2_keeps_its_transposed_layers(tmp_path: Path) -> None:
+def small_gpt2(folder: Path) -> Path:
     config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "a")
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_gpt2_keeps_its_transposed_layers(tmp_path: Path) -> None:
+    small_gpt2(tmp_path / "a")
     original = load(tmp_path / "a", dtype=torch.float32)
     model = load(tmp_path / "a", quantization_config=HyperConfig(bits=8), dtype=torch.float32)
     assert len(names_of(model)) == 8
@@ -189,13 +200,82 @@ def test_gpt2_keeps_its_transposed_layers(tmp_path: Path) -> None:
     assert torch.equal(logits(load(tmp_path / "b")), logits(model))
 
 
-def test_dequantize_gives_plain_layers(compressed: Path) -> None:
-    model = load(compressed)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_dequantized_model_saves_and_loads_as_a_plain_one(tmp_path: Path, architecture: str) -> None:
+    (small_llama(tmp_path / "a", tied=True) if architecture == "llama" else small_gpt2(tmp_path / "a"))
+    model = load(tmp_path / "a", quantization_config=HyperConfig(bits=4), dtype=torch.float32)
     before = logits(model)
     plain = model.dequantize()
     assert names_of(plain) == set()
     assert not hasattr(plain.config, "quantization_config")
+    assert not any(module.training for module in plain.modules())
     assert torch.allclose(logits(plain), before, atol=1e-3)
+    plain.save_pretrained(tmp_path / "b")
+    assert torch.allclose(logits(load(tmp_path / "b")), before, atol=1e-3)
+
+
+def test_weight_missing_from_the_checkpoint_leaves_a_plain_layer(stories: Path, tmp_path: Path) -> None:
+    copy_folder(stories, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    model = load(tmp_path, quantization_config=HyperConfig(bits=4), dtype=torch.float32)
+    layer = model.model.layers[1].mlp.up_proj
+    assert type(layer) is nn.Linear
+    assert 0 < float(layer.weight.detach().std()) < 1
+    assert "model.layers.1.mlp.up_proj" not in model.config.quantization_config.tensor_schemes
+    model.save_pretrained(tmp_path / "b")
+    assert torch.equal(logits(load(tmp_path / "b")), logits(model))
+
+
+@pytest.mark.parametrize("change", ["remove", "shorten"])
+def test_damaged_folder_is_refused(compressed: Path, tmp_path: Path, change: str) -> None:
+    copy_folder(compressed, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.codes"
+    if change == "remove":
+        del tensors[name]
+    else:
+        tensors[name] = tensors[name][:-1].contiguous()
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises((FormatError, RuntimeError), match=r"up_proj.codes|mismatched"):
+        load(tmp_path)
+
+
+def test_base_model_loads_from_a_folder_with_a_head(compressed: Path, tmp_path: Path) -> None:
+    whole = load(compressed)
+    base, info = AutoModel.from_pretrained(compressed, output_loading_info=True)
+    assert not info["missing_keys"]
+    tokens = torch.arange(3, 35)[None]
+    with torch.no_grad():
+        wanted = whole.model(tokens).last_hidden_state
+        assert torch.equal(base.eval()(tokens).last_hidden_state, wanted)
+        base.save_pretrained(tmp_path)
+        assert torch.equal(AutoModel.from_pretrained(tmp_path).eval()(tokens).last_hidden_state, wanted)
+
+
+def test_compressed_model_can_be_copied_and_pickled(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "_tqdm_active", True)
+    model = load(stories, quantization_config=HyperConfig(bits=4), dtype=torch.float32)
+    wanted = logits(model)
+    assert torch.equal(logits(copy.deepcopy(model)), wanted)
+    assert torch.equal(logits(pickle.loads(pickle.dumps(model))), wanted)
+
+
+def test_assigning_the_weight_is_refused(compressed: Path) -> None:
+    layer = load(compressed).model.layers[0].mlp.down_proj
+    with pytest.raises(ConfigError, match="weight of a HyperLinear cannot be assigned"):
+        layer.weight = nn.Parameter(torch.zeros(64, 172))
+
+
+def test_upcast_in_place_changes_nothing(compressed: Path) -> None:
+    """What `prepare_model_for_kbit_training` of PEFT does to every 16-bit parameter."""
+    model = load(compressed)
+    wanted = logits(model)
+    for parameter in model.parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
+    assert torch.equal(logits(model), wanted)
 
 
 def test_moving_to_another_dtype_keeps_stored_tensors(compressed: Path) -> None:
@@ -221,3 +301,12 @@ def test_gradient_reaches_the_embeddings(compressed: Path) -> None:
 def test_repr_tells_the_storage(compressed: Path) -> None:
     text = repr(load(compressed).model.layers[0].mlp.down_proj)
     assert "hyperfunction=shift, bits=4, bits_per_weight=4." in text
+
+
+def test_one_config_serves_two_models(stories: Path, tmp_path: Path) -> None:
+    config = HyperConfig(bits=4)
+    first = load(stories, quantization_config=config)
+    second = load(small_llama(tmp_path, tied=True), quantization_config=config)
+    assert len(first.config.quantization_config.tensor_schemes) == 35
+    assert len(second.config.quantization_config.tensor_schemes) == 14
+    assert config.tensor_schemes == {}

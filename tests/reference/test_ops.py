@@ -46,11 +46,12 @@ def test_decode(bits: int, dtype: torch.dtype, device: torch.device) -> None:
     assert_as_accurate_as(exact, exact.to(dtype), got)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(32, 48), (6, 13)])
 @pytest.mark.parametrize("hyperfunction", ["shift", "winding"])
-def test_opcheck(hyperfunction: str, device: torch.device) -> None:
-    scheme, tensors = stored(32, 48, hyperfunction)
+def test_opcheck(hyperfunction: str, rows: int, columns: int, device: torch.device) -> None:
+    scheme, tensors = stored(rows, columns, hyperfunction)
     tensors = [tensor.to(device) for tensor in tensors]
-    x = torch.randn(3, 48, device=device, requires_grad=True)
+    x = torch.randn(3, columns, device=device, requires_grad=True)
     torch.library.opcheck(torch.ops.hf_hyper.matmul.default, (x, tensors, scheme.key))
     torch.library.opcheck(torch.ops.hf_hyper.decode.default, (tensors, scheme.key, torch.float32))
 
@@ -75,6 +76,31 @@ def test_wrong_width_is_refused() -> None:
     scheme, tensors = stored(32, 48)
     with pytest.raises(ShapeError, match=r"input of shape \(2, 47\), wanted 48 in the last dimension"):
         ops.matmul(torch.zeros(2, 47), tensors, scheme.key)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
+    scheme, tensors = stored(32, 48)
+    with pytest.raises(ShapeError, match=r"wanted one of torch\.float32, torch\.bfloat16, torch\.float16"):
+        ops.matmul(torch.zeros(2, 48, dtype=dtype), tensors, scheme.key)
+
+
+@pytest.mark.parametrize("hyperfunction", ["shift", "winding"])
+def test_autocast_leaves_the_product_alone(hyperfunction: str) -> None:
+    scheme, tensors = stored(32, 48, hyperfunction)
+    x = torch.randn(70, 48)
+    wanted = ops.matmul(x, tensors, scheme.key)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ops.matmul(x, tensors, scheme.key), wanted)
+
+
+def test_gradient_of_large_weights_stays_finite_in_float16() -> None:
+    scheme = TensorScheme("shift", 4, 32, 48)
+    tensors = list(codec.quantize(torch.randn(32, 48) * 3e4, scheme).values())
+    x = (torch.randn(2, 48) * 1e-3).half().requires_grad_()
+    (ops.matmul(x, tensors, scheme.key).float().mean() * 1e-3).backward()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
 
 
 def test_explain_names_the_kernels() -> None:

@@ -30,7 +30,7 @@ def test_any_shape_comes_back(hyperfunction: str, rows: int, columns: int) -> No
     }
     decoded = codec.dequantize(tensors, scheme)
     assert decoded.shape == weight.shape
-    assert relative_error(decoded, weight) < 0.2
+    assert relative_error(decoded, weight) < 0.04
 
 
 @pytest.mark.slow
@@ -57,13 +57,14 @@ def test_every_row_keeps_its_own_precision() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3e38, 1e-44])
-@pytest.mark.parametrize("hyperfunction", ["shift", "winding"])
-def test_constant_matrices_come_back(value: float, hyperfunction: str) -> None:
+@pytest.mark.parametrize(("hyperfunction", "bits"), [("shift", 1), ("shift", 3), ("shift", 5), ("winding", 5)])
+def test_constant_matrices_come_back(value: float, hyperfunction: str, bits: int) -> None:
     weight = torch.full((16, 48), value)
-    scheme = HyperConfig(bits=5, hyperfunction=hyperfunction).scheme(16, 48)
+    scheme = HyperConfig(bits=bits, hyperfunction=hyperfunction).scheme(16, 48)
     decoded = codec.dequantize(codec.quantize(weight, scheme), scheme)
     assert torch.isfinite(decoded).all()
-    assert float((decoded - weight).abs().max()) <= 0.25 * abs(value) + 1e-40
+    allowed = 4 * GAUSSIAN_ERROR[bits] ** 0.5 if hyperfunction == "shift" else 0.25
+    assert float((decoded.double() - weight.double()).abs().max()) <= allowed * abs(value) + 1e-40
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -1,0 +1,165 @@
+"""Speed of the product of activations with a `shift` weight on a CPU, against `F.linear` on uncompressed weights.
+
+    python -m hf_hyper.bench.matmul [--json OUT] [--shapes 4096x4096 ...] [--bits 2 3 4 8] [--m 1 4 16 64 512]
+
+Shapes are the linear layers of SmolLM2-135M, Llama-3.2-1B and Llama-3.1-8B. Codes are random bits: any bit string is
+a valid code and takes the same time. Every case is checked against the reference before it is timed; a wrong result
+ends the run. Rows give seconds per call, the baseline's time over ours (median, minimum and maximum over interleaved
+turns), the bytes of stored tensors read per second and their share of measured read bandwidth. Kernels are the path
+that the operator takes, with activations in bfloat16, `exact` or `int8`; rotations are included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from hf_hyper import _native, codec
+from hf_hyper.bench.harness import CACHE_BYTES, compare, environment, ratios, read_bandwidth
+from hf_hyper.errors import HyperError, KernelUnavailable
+from hf_hyper.kernels import cpu, reference
+from hf_hyper.scheme import TensorScheme
+
+__all__ = ["SHAPES", "case", "main"]
+
+SHAPES = {
+    "SmolLM2-135M": ((576, 576), (192, 576), (1536, 576), (576, 1536)),
+    "Llama-3.2-1B": ((2048, 2048), (512, 2048), (8192, 2048), (2048, 8192)),
+    "Llama-3.1-8B": ((4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336)),
+}
+"""`(out_features, in_features)` of the linear layers of one decoder block."""
+
+MAX_ERROR = {"exact": 0.01, "int8": 0.015}
+"""Relative error above which a result is wrong rather than rounded: bfloat16 output alone costs 0.002."""
+
+Row = dict[str, Any]
+
+
+def case(rows: int, columns: int, bits: int, tokens: Sequence[int], turns: int, bandwidth: float) -> Iterator[Row]:
+    """Rows of one shape and rate: every number of tokens, both accuracies, both baselines.
+
+    Args:
+        rows: Output features.
+        columns: Input features.
+        bits: Bits per weight.
+        tokens: Numbers of tokens.
+        turns: Interleaved turns.
+        bandwidth: Bytes per second that memory delivers.
+
+    Raises:
+        HyperError: A result is wrong.
+    """
+    scheme = TensorScheme("shift", float(bits), rows, columns)
+    stored = [_random_tensors(scheme) for _ in range(_copies(codec.bits_per_weight(scheme) / 8, scheme))]
+    bfloat16 = [torch.randn(rows, columns).bfloat16() for _ in range(_copies(2, scheme))]
+    float32 = [torch.randn(rows, columns) for _ in range(_copies(4, scheme))]
+    size = codec.bits_per_weight(scheme) / 8 * scheme.num_weights
+    for count in tokens:
+        x = torch.randn(count, columns).bfloat16()
+        full = x.float()
+
+        def ours(accuracy: str, number: int, x: Tensor = x) -> Tensor:
+            cpu.set_activations(accuracy)
+            return cpu.matmul_shift(x, stored[number % len(stored)], scheme)
+
+        for accuracy, allowed in MAX_ERROR.items():
+            wanted = reference.matmul(full, stored[0], scheme)
+            error = float((ours(accuracy, 0).float() - wanted).norm() / wanted.norm())
+            if not error < allowed:
+                raise HyperError(f"{scheme.key}, {count} tokens, {accuracy}: relative error {error:.3g}; run the tests")
+        # Beyond the fused product both accuracies take the same path.
+        accuracies = ("exact", "int8") if count <= cpu.FUSED_TOKENS[x.dtype] else ("exact",)
+        times = compare(
+            {
+                "F.linear bfloat16": lambda number, x=x: linear(x, bfloat16[number % len(bfloat16)]),
+                "F.linear float32": lambda number, full=full: linear(full, float32[number % len(float32)]),
+                **{accuracy: functools.partial(ours, accuracy) for accuracy in accuracies},
+            },
+            turns,
+        )
+        for accuracy in accuracies:
+            median = statistics.median(times[accuracy])
+            for baseline in ("F.linear bfloat16", "F.linear float32"):
+                yield {
+                    "op": "matmul",
+                    "shape": [rows, columns],
+                    "M": count,
+                    "bits": bits,
+                    "kernel": f"cpu.matmul_shift {_native.isa()} {accuracy}",
+                    "baseline": baseline,
+                    "seconds_median": median,
+                    "baseline_seconds_median": statistics.median(times[baseline]),
+                    **ratios(times[baseline], times[accuracy]),
+                    "gigabytes_per_second": size / median / 1e9,
+                    "bandwidth_share": size / median / bandwidth,
+                    "threads": torch.get_num_threads(),
+                }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; see the module."""
+    parser = argparse.ArgumentParser(prog="python -m hf_hyper.bench.matmul", description="Speed of CPU products.")
+    parser.add_argument("--json", type=Path, help="write all rows to this file")
+    parser.add_argument("--shapes", nargs="+", type=_shape, help="rows x columns, such as 4096x4096; default: all")
+    parser.add_argument("--bits", nargs="+", type=int, default=[2, 3, 4, 8], help="bits per weight")
+    parser.add_argument("--m", nargs="+", type=int, default=[1, 4, 16, 64, 512], help="numbers of tokens")
+    parser.add_argument("--turns", type=int, default=7, help="interleaved turns")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch and the core")
+    given = parser.parse_args(arguments)
+    if _native.load() is None:
+        raise KernelUnavailable(f"bench.matmul times the compiled core: {_native.unavailable_reason()}")
+    torch.manual_seed(0)
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(given.threads)
+    bandwidth = read_bandwidth(given.threads)
+    print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s, {given.threads} threads, {environment()['device']}")
+    rows: list[Row] = []
+    for height, width in given.shapes or [shape for shapes in SHAPES.values() for shape in shapes]:
+        for bits in given.bits:
+            for row in case(height, width, bits, given.m, given.turns, bandwidth):
+                rows.append({**row, "read_bandwidth": bandwidth, **environment()})
+                print(_line(row), flush=True)
+    if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+def _random_tensors(scheme: TensorScheme) -> dict[str, Tensor]:
+    specs = codec.tensor_specs(scheme)
+    return {
+        "codes": torch.randint(-(2**31), 2**31, specs["codes"].shape, dtype=torch.int64).to(torch.int32),
+        "scale": torch.ones(specs["scale"].shape, dtype=torch.float16),
+        "out_scale": torch.ones(specs["out_scale"].shape, dtype=torch.bfloat16),
+    }
+
+
+def _copies(bytes_per_weight: float, scheme: TensorScheme) -> int:
+    return max(2, int(CACHE_BYTES / (bytes_per_weight * scheme.num_weights)) + 1)
+
+
+def _shape(text: str) -> tuple[int, int]:
+    rows, columns = text.split("x")
+    return int(rows), int(columns)
+
+
+def _line(row: Row) -> str:
+    return (
+        f"{row['shape'][0]:>6} x {row['shape'][1]:<6} {row['bits']} bits  M={row['M']:<4} {row['kernel']:<34} "
+        f"{row['seconds_median'] * 1e3:8.3f} ms  {row['gigabytes_per_second']:5.1f} GB/s "
+        f"({row['bandwidth_share']:4.0%})  {row['baseline']:<18} x{row['ratio_median']:.2f} "
+        f"[{row['ratio_min']:.2f}, {row['ratio_max']:.2f}]"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,93 @@
+"""Renders the results section of the README from the JSON files beside this one.
+
+    python -m hf_hyper.bench.readme          prints the section
+
+No number in it is typed by hand; a test compares the README with what this prints.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+__all__ = ["section"]
+
+RESULTS = Path(__file__).parent / "results"
+
+Row = dict[str, Any]
+
+
+def section() -> str:
+    """The results section in Markdown, without a final newline."""
+    return "\n\n".join(
+        ["## Measured", _quality(_read("quality")), _encoder(_read("shift_mse")), _winding(_read("winding"))]
+    )
+
+
+def _read(name: str) -> list[Row]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _quality(rows: list[Row]) -> str:
+    first = rows[0]
+    intro = (
+        f"**Quality, data-free.** SmolLM2-135M, weights taken off their quantization grid, decoder linears only, "
+        f"{first['tokens']} tokens of WikiText-2 validation in windows of {first['seq_len']}, float32; perplexity of "
+        f"the original {first['ref_ppl']:.2f}. KL is to the original, in nats a token.\n\n"
+        "    python -m hf_hyper.bench.offgrid twin\n"
+        "    python -m hf_hyper.bench.quality --model twin --text wiki.valid.raw --json quality.json"
+    )
+    ordered = sorted(rows, key=lambda row: (-round(row["bits_per_weight"]), row["kl_mean"]))
+    cells = [
+        [
+            f"**{row['method']} {row['bits']}**" if row["method"] == "shift" else f"{row['method']} {row['bits']}",
+            f"{row['bits_per_weight']:.2f}",
+            f"{row['kl_mean']:.3f}",
+            f"{row['top1']:.1%}",
+            f"{row['ppl']:.2f}",
+        ]
+        for row in ordered
+    ]
+    names = (
+        "`shift` is this package's default; `nf4` is bitsandbytes (block 64, `dq`: scales quantized again); `rtn` is "
+        "round-to-nearest, asymmetric, groups of 64."
+    )
+    return f"{intro}\n\n{_table(['method', 'bits per weight', 'KL', 'same top token', 'perplexity'], cells)}\n\n{names}"
+
+
+def _encoder(rows: list[Row]) -> str:
+    full = {row["bits"]: row for row in rows if row["survivor_bits"] == 16}
+    device = full[4]["device"]
+    intro = (
+        "**The code alone.** Mean squared error of `shift` on unit Gaussian weights, full search, beside the least that "
+        "any code can have; weights encoded per second of processor time on "
+        f"{full[4]['threads']} threads ({device}, shared with other work).\n\n"
+        "    python -m hf_hyper.bench.shift_mse --json shift_mse.json"
+    )
+    cells = [
+        [
+            str(bits),
+            f"{row['mse']:.3g}",
+            f"{row['mse_bound']:.3g}",
+            f"{row['weights_per_second_by_processor_time'] / 1e6:.2f} M/s",
+        ]
+        for bits, row in sorted(full.items())
+    ]
+    return f"{intro}\n\n{_table(['bits', 'error', 'bound', 'speed'], cells)}"
+
+
+def _winding(rows: list[Row]) -> str:
+    tree = next(row for row in rows if row["op"] == "winding_nearest" and "KDTree" in row["baseline"])
+    return (
+        "**`winding`.** Nearest orbit point at the paper's setting (U = 1600): "
+        f"{tree['ratio_median']:.0f} times as fast as scikit-learn's KD-tree (from {tree['ratio_min']:.0f} to "
+        f"{tree['ratio_max']:.0f}), same points.\n\n    python -m hf_hyper.bench.winding --json winding.json"
+    )
+
+
+if __name__ == "__main__":
+    print(section())

@@ -1,0 +1,190 @@
+"""The compiled product of `shift` at every instruction set against float64 arithmetic on the decoded weight."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from helpers import assert_as_accurate_as, relative_error
+from torch import Tensor
+from torch.nn.functional import linear
+
+from hf_hyper import _native, codec
+from hf_hyper.errors import ConfigError, ShapeError
+from hf_hyper.kernels import cpu, ops
+from hf_hyper.scheme import TILE, TensorScheme
+
+pytestmark = pytest.mark.skipif(_native.load() is None, reason=f"no compiled core: {_native.unavailable_reason()}")
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+TOKENS = (1, 2, 3, 5, 16, 17, 64, 200)
+INT8_ERROR = 0.012
+"""Twice the relative error expected of 8 bits: largest of 16 Gaussians (1.8 to 2.1) / 127 / sqrt(12)."""
+
+
+@pytest.fixture(params=_native.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set of this machine, one after the other."""
+    before = _native.isa()
+    assert before is not None
+    _native.set_isa(request.param)
+    yield request.param
+    _native.set_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def restored_activations() -> Iterator[None]:
+    before = cpu.activations()
+    cpu.set_activations("exact")
+    yield
+    cpu.set_activations(before)
+
+
+def random_tensors(scheme: TensorScheme) -> dict[str, Tensor]:
+    """Any bit string is a valid code, so nothing has to be encoded."""
+    specs = codec.tensor_specs(scheme)
+    return {
+        "codes": torch.randint(-(2**31), 2**31, specs["codes"].shape).to(torch.int32),
+        "scale": (torch.rand(specs["scale"].shape) + 0.5).half(),
+        "out_scale": (torch.rand(specs["out_scale"].shape) + 0.5).bfloat16(),
+    }
+
+
+def check(scheme: TensorScheme, tokens: tuple[int, ...], dtypes: list[torch.dtype]) -> None:
+    tensors = random_tensors(scheme)
+    weight = codec.dequantize(tensors, scheme)
+    for dtype in dtypes:
+        for count in tokens:
+            x = torch.randn(count, scheme.in_features).to(dtype)
+            got = ops.matmul(x, list(tensors.values()), scheme.key)
+            exact = linear(x.double(), weight.double())
+            assert_as_accurate_as(exact, linear(x, weight.to(dtype)), got, atol=2e-5)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (16, 16), (172, 64), (130, 272)])
+def test_matmul(rows: int, columns: int, bits: int, isa: str) -> None:
+    check(TensorScheme("shift", float(bits), rows, columns), TOKENS, DTYPES)
+
+
+def test_matmul_of_a_real_width(isa: str) -> None:
+    check(TensorScheme("shift", 4.0, 576, 576), (1, 4, 40), DTYPES)
+
+
+@pytest.mark.parametrize(("columns", "blocks"), [(576, 4), (16 * 1031, 1), (16 * 63 * 13, 1)])
+def test_rotations_of_awkward_widths(columns: int, blocks: int, isa: str) -> None:
+    check(TensorScheme("shift", 2.0, 48, columns, input_blocks=blocks), (1, 20), [torch.float32])
+
+
+@pytest.mark.parametrize("bits", [1, 4, 5, 8])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 8, 11])
+def test_int8_activations(tokens: int, bits: int, isa: str) -> None:
+    scheme = TensorScheme("shift", float(bits), 172, 576)
+    tensors = random_tensors(scheme)
+    x = torch.randn(tokens, 576)
+    x[0] *= 1e6
+    wanted = linear(x.double(), codec.dequantize(tensors, scheme).double())
+    cpu.set_activations("int8")
+    got = ops.matmul(x, list(tensors.values()), scheme.key)
+    for i in range(tokens):
+        assert 1e-4 < relative_error(got[i], wanted[i]) < INT8_ERROR
+
+
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_large_numbers_stay_finite_and_zeros_stay_zero(tokens: int, isa: str) -> None:
+    scheme = TensorScheme("shift", 3.0, 32, 100)
+    tensors = list(random_tensors(scheme).values())
+    for accuracy in cpu.ACTIVATIONS:
+        cpu.set_activations(accuracy)
+        for dtype, largest in ((torch.float16, 100.0), (torch.bfloat16, 1e30), (torch.float32, 1e30)):
+            x = torch.full((tokens, 100), largest, dtype=dtype)
+            assert ops.matmul(x, tensors, scheme.key).isfinite().all()
+        zero = ops.matmul(torch.zeros(tokens, 100), tensors, scheme.key)
+        assert torch.equal(zero, torch.zeros(tokens, 32))
+
+
+def test_float16_rounds_like_torch() -> None:
+    """A 1 x 1 weight carries any number through the conversions; torch rounds the float32 result the same way."""
+    scheme = TensorScheme("shift", 4.0, 1, 1)
+    tensors = list(random_tensors(scheme).values())
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    x = x[x.isfinite()].unsqueeze(1)
+    for dtype in (torch.float16, torch.bfloat16):
+        narrow = torch.cat([ops.matmul(part.to(dtype), tensors, scheme.key) for part in x.split(16)])
+        wide = torch.cat([ops.matmul(part.to(dtype).float(), tensors, scheme.key) for part in x.split(16)])
+        assert torch.equal(narrow, wide.to(dtype))
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 5, 40])
+def test_shapes_strides_and_inference_mode(tokens: int) -> None:
+    scheme = TensorScheme("shift", 4.0, 130, 272)
+    tensors = list(random_tensors(scheme).values())
+    x = torch.randn(272, tokens).T
+    with torch.inference_mode():
+        got = ops.matmul(x, tensors, scheme.key)
+    assert got.shape == (tokens, 130)
+    assert torch.equal(got, ops.matmul(x.contiguous(), tensors, scheme.key))
+    stacked = ops.matmul(x.reshape(1, tokens, 1, 272), tensors, scheme.key)
+    assert torch.equal(stacked, got.view(1, tokens, 1, 130))
+
+
+@pytest.mark.parametrize("rows", [192, 576])
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+def test_result_does_not_depend_on_threads(rows: int, tokens: int) -> None:
+    scheme = TensorScheme("shift", 4.0, rows, 576)
+    tensors = random_tensors(scheme)
+    x = torch.randn(tokens, 576)
+    plan = cpu._plan(scheme)
+    alone, several = (
+        _native.shift_matmul(plan, tensors["codes"], tensors["scale"], tensors["out_scale"], x, threads=threads)
+        for threads in (1, 3)
+    )
+    assert torch.allclose(alone, several, rtol=1e-5, atol=1e-4)
+
+
+def test_two_callers_at_once() -> None:
+    scheme = TensorScheme("shift", 4.0, 576, 576)
+    tensors = list(random_tensors(scheme).values())
+    x = torch.randn(2, 5, 576)
+    wanted = [ops.matmul(part, tensors, scheme.key) for part in x]
+    wrong: list[int] = []
+
+    def call(i: int) -> None:
+        for _ in range(50):
+            if not torch.allclose(ops.matmul(x[i], tensors, scheme.key), wanted[i], rtol=1e-5, atol=1e-4):
+                wrong.append(i)
+
+    callers = [threading.Thread(target=call, args=(i,)) for i in range(2)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_decoded_rows_are_the_byte_sums(bits: int, isa: str) -> None:
+    scheme = TensorScheme("shift", float(bits), 48, 272)
+    tensors = random_tensors(scheme)
+    plan = cpu._plan(scheme)
+    tiles = _native.shift_decode(tensors["codes"].view(-1, 8 * bits), bits, plan.multiplier)
+    wanted = tiles.view(3, 17, TILE, TILE).transpose(1, 2).reshape(48, 272) / plan.inverse_deviation + plan.mean_offset
+    for dtype in (torch.float32, torch.bfloat16):
+        rows = torch.empty(32, 272, dtype=dtype)
+        _native.shift_decode_rows(plan, tensors["codes"], 1, 2, rows)
+        assert torch.equal(rows, wanted.round()[16:].to(dtype))
+
+
+def test_wrong_tensors_are_refused() -> None:
+    scheme = TensorScheme("shift", 4.0, 48, 272)
+    tensors = random_tensors(scheme)
+    plan = cpu._plan(scheme)
+    x = torch.randn(1, 272)
+    with pytest.raises(ShapeError, match=r"codes: got shape \[3, 16, 32\], wanted \[3, 17, 32\]"):
+        _native.shift_matmul(plan, tensors["codes"][:, :16], tensors["scale"], tensors["out_scale"], x)
+    with pytest.raises(ConfigError, match=r"scale: got torch.float32 on cpu, wanted torch.float16 on cpu"):
+        _native.shift_matmul(plan, tensors["codes"], tensors["scale"].float(), tensors["out_scale"], x)
+    with pytest.raises(ShapeError, match=r"x: got shape \[1, 271\], wanted \[tokens, 272\]"):
+        _native.shift_matmul(plan, tensors["codes"], tensors["scale"], tensors["out_scale"], x[:, 1:])
+    with pytest.raises(ConfigError, match="set_activations: got 'int4', wanted one of exact, int8"):
+        cpu.set_activations("int4")
