@@ -265,7 +265,7 @@ def _unfilled(layer: HyperLinear) -> dict[str, Tensor]:
     return {key: torch.zeros(spec.shape, dtype=spec.dtype) for key, spec in specs.items()}
 
 
-def _check_loaded(name: str, parameter: torch.nn.Parameter, spec: TensorSpec) -> None:
+def _check_loaded(name: str, parameter: Tensor, spec: TensorSpec) -> None:
     """Raise FormatError unless a stored tensor came from the folder with the shape and dtype of its scheme."""
     if parameter.device.type == "meta":  # offloaded: its file is mapped as it is
         return

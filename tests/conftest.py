@@ -21,6 +21,15 @@ def fixed_seed() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def empty_working_folder(tmp_path_factory: pytest.TempPathFactory):
+    """Processes that tests start import the installed package, not the source tree, which lacks the compiled core."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("work"))
+    yield
+    os.chdir(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
 def nan_filled_memory():
     """`torch.empty` gives NaN, so that an output that was never written cannot pass."""
     torch.use_deterministic_algorithms(True)

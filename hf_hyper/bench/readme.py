@@ -63,8 +63,8 @@ def _encoder(rows: list[Row]) -> str:
     full = {row["bits"]: row for row in rows if row["survivor_bits"] == 16}
     device = full[4]["device"]
     intro = (
-        "**The code alone.** Mean squared error of `shift` on unit Gaussian weights, full search, beside the least that "
-        "any code can have; weights encoded per second of processor time on "
+        "**The code alone.** Mean squared error of `shift` on unit Gaussian weights, full search, beside the least "
+        "that any code can have; weights encoded per second of processor time on "
         f"{full[4]['threads']} threads ({device}, shared with other work).\n\n"
         "    python -m hf_hyper.bench.shift_mse --json shift_mse.json"
     )

@@ -236,7 +236,7 @@ void arrange(const float* values, int64_t groups, bool int8, int token, int toke
 template <class W>
 void reduce(const float* sums, int rows, int segments, int width, float* totals) {
   for (int r = 0; r < rows; ++r, sums += W::kLanes) {
-    if (segments == 1) {
+    if (width == W::kLanes) {
       totals[r] = W::sum(W::load(sums));
       continue;
     }

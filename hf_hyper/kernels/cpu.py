@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from hf_hyper import _native
+from hf_hyper.codec import apply_out_scale
 from hf_hyper.errors import ConfigError
 from hf_hyper.hyperfunctions.shift import MULTIPLIER, byte_sums
 from hf_hyper.rotation.hadamard import dct_matrix, odd_factors
@@ -69,7 +70,7 @@ def decode_shift(tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: tor
     _native.shift_decode_rows(plan, tensors["codes"], 0, scheme.padded_out // TILE, sums)
     sums += -plan.mean_offset
     rotated = sums.mul_(tensors["scale"].float().unsqueeze(1) * plan.inverse_deviation)
-    return (unrotate_weight(rotated, scheme) * tensors["out_scale"].float().unsqueeze(1)).to(dtype)
+    return apply_out_scale(unrotate_weight(rotated, scheme), tensors["out_scale"]).to(dtype).contiguous()
 
 
 def matmul_shift(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:

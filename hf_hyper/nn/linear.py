@@ -48,7 +48,10 @@ class HyperLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = scheme.in_features, scheme.out_features
         self.scheme, self.compute_dtype, self.plain = scheme, dtype, plain
-        for name, spec in codec.tensor_specs(scheme).items():
+        specs = codec.tensor_specs(scheme)
+        self._key = scheme.key
+        self._dtypes = {name: spec.dtype for name, spec in specs.items()}
+        for name, spec in specs.items():
             empty = torch.empty(spec.shape, dtype=spec.dtype, device=device)
             self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
         self.register_parameter("bias", None)
@@ -94,16 +97,15 @@ class HyperLinear(nn.Linear):
 
         Tools that upcast every parameter in place find them changed; going back to the stored dtype loses nothing.
         """
-        specs = codec.tensor_specs(self.scheme)
-        return [self.get_parameter(name).to(spec.dtype) for name, spec in specs.items()]
+        return [self._parameters[name].to(dtype) for name, dtype in self._dtypes.items()]  # pyright: ignore
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight, `[out_features, in_features]` in `dtype` (default `compute_dtype`)."""
-        return ops.decode(self.stored(), self.scheme.key, dtype or self.compute_dtype)
+        return ops.decode(self.stored(), self._key, dtype or self.compute_dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """`input` `[..., in_features]` to `[..., out_features]`, in the dtype of `input`."""
-        output = ops.matmul(input, self.stored(), self.scheme.key)
+        output = ops.matmul(input, self.stored(), self._key)
         return output if self.bias is None else output + self.bias.to(output.dtype)
 
     def extra_repr(self) -> str:
@@ -132,7 +134,7 @@ class HyperLinear(nn.Linear):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HyperLinear":
         """Move the stored tensors with the module but keep their dtypes, which the format fixes."""
-        names = list(codec.tensor_specs(self.scheme))
+        names = list(self._dtypes)
         kept = {name: self._parameters.pop(name) for name in names}
         try:
             super()._apply(fn, recurse)

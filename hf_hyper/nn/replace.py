@@ -66,7 +66,8 @@ def restore(model: nn.Module, dtype: torch.dtype) -> None:
         weight = layer.dequantize(dtype)
         plain = plain_layer(layer, device="meta")
         plain.weight = nn.Parameter(weight.T.contiguous() if layer.transposed else weight)
-        plain.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().to(dtype))
+        if layer.bias is not None:
+            plain.bias = nn.Parameter(layer.bias.detach().to(dtype))
         model.set_submodule(name, plain)
 
 

@@ -4,14 +4,31 @@ from pathlib import Path
 
 import pytest
 import torch
+from format_decoder import decode_incoherence, decode_shift, decode_winding
 from helpers import relative_error
 from safetensors import safe_open
+from torch import Tensor
 
 from hf_hyper import codec
 from hf_hyper.kernels import ops
 from hf_hyper.scheme import TensorScheme
 
 FILES = sorted((Path(__file__).parent.parent / "golden").glob("format*/*.safetensors"))
+
+
+def second_opinion(tensors: dict[str, Tensor], scheme: TensorScheme) -> Tensor:
+    """The weight according to the decoder that was written from FORMAT.md alone."""
+    arrays = {name: tensor.double().numpy() for name, tensor in tensors.items() if name != "codes"}
+    codes = tensors["codes"].numpy()
+    if scheme.hyperfunction == "shift":
+        matrix = decode_shift(codes, arrays["scale"], int(scheme.bits))
+    else:
+        columns = scheme.padded_in if scheme.incoherence else scheme.in_features
+        width, options = int(2 * scheme.bits), dict(scheme.options)
+        matrix = decode_winding(codes, arrays["centre"], arrays["shell_side"], width, options, columns)
+    if scheme.incoherence:
+        matrix = decode_incoherence(matrix, arrays["out_scale"], scheme.in_features, scheme.seed, scheme.input_blocks)
+    return torch.from_numpy(matrix[: scheme.out_features, : scheme.in_features].copy())
 
 
 def test_there_are_golden_files() -> None:
@@ -26,3 +43,23 @@ def test_golden_file(path: Path) -> None:
         expected = file.get_tensor("expected")
     assert relative_error(codec.dequantize(tensors, scheme), expected) < 1e-6
     assert relative_error(ops.decode(list(tensors.values()), scheme.key, torch.float32), expected) < 1e-6
+    assert relative_error(second_opinion(tensors, scheme), expected) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        TensorScheme("shift", 3.0, 20, 16 * 15 * 7 - 3, seed=5),
+        TensorScheme("shift", 1.0, 130, 96, input_blocks=2, seed=2**64 - 1),
+        TensorScheme("shift", 5.0, 40, 16 * 67 * 3),
+    ],
+    ids=["mixed", "blocks", "prime"],
+)
+def test_random_codes_decode_as_the_format_says(scheme: TensorScheme) -> None:
+    tensors = {
+        name: torch.randint(-(2**31), 2**31, spec.shape).int()
+        if spec.dtype == torch.int32
+        else torch.rand(spec.shape).to(spec.dtype)
+        for name, spec in codec.tensor_specs(scheme).items()
+    }
+    assert relative_error(codec.dequantize(tensors, scheme), second_opinion(tensors, scheme)) < 1e-6
