@@ -7,6 +7,7 @@ cache between calls would flatter whichever kernel reads more bytes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
@@ -14,10 +15,13 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from hf_hyper import _native
 
 __all__ = ["CACHE_BYTES", "Timing", "compare", "environment", "ratios", "read_bandwidth"]
 
@@ -83,9 +87,21 @@ def read_bandwidth(threads: int, size: int = 256 << 20, turns: int = 7) -> float
     return size / best
 
 
-def environment() -> dict[str, Any]:
-    """`device`, `versions`, `commit` and the machine's `load`, as every row of a benchmark carries them."""
-    return {"device": _processor(), "versions": _versions(), "commit": _commit(), "load": _load()}
+def environment(*packages: str, device: str = "cpu") -> dict[str, Any]:
+    """Where a row was measured: `device`, `isa`, `versions`, `commit` and the machine's `load`.
+
+    Args:
+        packages: Distributions whose versions matter besides torch; those not installed are left out.
+        device: Torch device of the measurement.
+    """
+    on_cuda = torch.device(device).type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_cuda else _processor(),
+        "isa": None if on_cuda or _native.load() is None else _native.isa(),
+        "versions": _versions(("torch", *packages)),
+        "commit": _commit(),
+        "load": _load(),
+    }
 
 
 @functools.cache
@@ -99,15 +115,23 @@ def _processor() -> str:
 
 
 @functools.cache
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__}
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
 
 
 @functools.cache
 def _commit() -> str | None:
-    command = ["git", "rev-parse", "HEAD"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return result.stdout.strip() if result.returncode == 0 else None
+    """Commit of the source tree this file is in; None for an installed package."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return finished.stdout.strip() or None if finished.returncode == 0 else None
 
 
 def _load() -> float | None:

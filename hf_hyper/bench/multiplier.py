@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_hyper.bench.shift_mse import STARTING_GAIN, environment, tile_errors
+from hf_hyper.bench.harness import environment
+from hf_hyper.bench.shift_mse import STARTING_GAIN, tile_errors
 from hf_hyper.hyperfunctions.shift import STATE_BITS, TILE_WEIGHTS
 
 __all__ = ["main", "search"]

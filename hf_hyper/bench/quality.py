@@ -24,12 +24,9 @@ import copy
 import hashlib
 import importlib.util
 import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +34,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from hf_hyper.bench.harness import environment
 from hf_hyper.errors import ConfigError, HyperError
 from hf_hyper.eval import evaluate_model, load_text, windows
 
@@ -47,7 +45,7 @@ GROUP_SIZE = 64
 
 _OURS = ("shift", "winding")
 _METHODS = (*_OURS, "nf4", "nf4-dq", "rtn")
-_PACKAGES = ("hf-hyper", "torch", "transformers", "bitsandbytes")
+_PACKAGES = ("hf-hyper", "transformers", "bitsandbytes")
 
 Row = dict[str, Any]
 
@@ -135,9 +133,7 @@ def compare(
         "weights": sum(linear.weight.numel() for linear in originals.values()),
         "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "model": Path(model_path).name,
-        "device": _device_name(device),
-        "versions": _versions(),
-        "commit": _commit(),
+        **environment(*_PACKAGES, device=device),
     }
     for method, width in _plan(methods, bits):
         if method.startswith("nf4") and importlib.util.find_spec("bitsandbytes") is None:
@@ -268,32 +264,6 @@ def _nf4(weight: Tensor, nested: bool) -> tuple[Tensor, int]:
         tensors += [state.state2.absmax, state.offset]
     stored = sum(tensor.numel() * tensor.element_size() * 8 for tensor in tensors)
     return functional.dequantize_4bit(packed, state), stored
-
-
-def _device_name(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _commit() -> str | None:
-    """Commit of the source tree this file is in; None for an installed package."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return finished.stdout.strip() or None if finished.returncode == 0 else None
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ second of processor time on each of the threads, which a busy machine disturbs l
 
 import argparse
 import json
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,10 @@ import torch
 from torch import Tensor
 
 from hf_hyper import _native
+from hf_hyper.bench.harness import environment
 from hf_hyper.hyperfunctions.shift import MULTIPLIER, STATE_BITS, TILE_WEIGHTS, byte_sums, states
 
-__all__ = ["DESIGN_MSE", "EFFORT_BITS", "STARTING_GAIN", "best_gain", "environment", "main", "tile_errors"]
+__all__ = ["DESIGN_MSE", "EFFORT_BITS", "STARTING_GAIN", "best_gain", "main", "tile_errors"]
 
 EFFORT_BITS = (8, 10, 12, 13, 14, 15, 16)
 
@@ -73,24 +72,6 @@ def best_gain(bits: int, survivor_bits: int, sums: Tensor, tiles: Tensor, thread
     curve = torch.linalg.lstsq(powers, torch.tensor(errors, dtype=torch.float64)).solution
     vertex = -curve[1] / (2 * curve[0]) if curve[0] > 0 else torch.tensor(0.0)
     return round(centre + step * float(vertex.clamp(-2, 2)), 3)
-
-
-def environment() -> Row:
-    """Fields that tell where a row was measured."""
-    return {
-        "device": _processor(),
-        "isa": _native.isa(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
-    }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def _measure(bits: int, survivor_bits: int, multiplier: int, tiles: Tensor, threads: int) -> Row:

@@ -15,10 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +26,7 @@ import torch
 from torch import Tensor
 
 from hf_hyper import _native, hyperfunctions
+from hf_hyper.bench.harness import environment, ratios
 from hf_hyper.encoders import EFFORTS, encode
 from hf_hyper.encoders.nearest import nearest_brute_force
 from hf_hyper.errors import HyperError
@@ -80,7 +78,6 @@ def speeds(pairs: int, threads: int, repeats: int = 5) -> Iterator[Row]:
             method(part)
             seconds[name].append((time.perf_counter() - start) / len(part) * pairs)
     for name in methods:
-        ratios = [other / own for other, own in zip(seconds[name], seconds["native"], strict=True)]
         yield {
             "op": "winding_nearest",
             "shape": [pairs, 2],
@@ -92,9 +89,7 @@ def speeds(pairs: int, threads: int, repeats: int = 5) -> Iterator[Row]:
             "pairs_measured": max(1, pairs // share[name]),
             "baseline_pairs_per_second": pairs / statistics.median(seconds[name]),
             "seconds_median": statistics.median(seconds["native"]),
-            "ratio_median": statistics.median(ratios),
-            "ratio_min": min(ratios),
-            "ratio_max": max(ratios),
+            **ratios(seconds[name], seconds["native"]),
             "bandwidth_share": None,
             "threads": threads,
             "baseline_threads": 1 if name == "scikit-learn KDTree" else threads,
@@ -142,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--weights", nargs=2, metavar=("FILE", "TENSOR"), help="a trained matrix in a safetensors file")
     given = parser.parse_args(arguments)
     rows: list[Row] = []
-    common = {"device": _processor(), "versions": _versions(), "commit": _commit()}
+    common = environment("scikit-learn")
 
     def add(new: Iterator[Row], columns: Sequence[str]) -> None:
         for row in new:
@@ -174,27 +169,6 @@ def _scheme(out_features: int, in_features: int, bits: float, options: Mapping[s
 
 def _shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _processor() -> str:
-    cores = f"{os.cpu_count()} cores"
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name")) + f", {cores}"
-    except (OSError, StopIteration):
-        return f"{platform.machine()}, {cores}"
-
-
-def _versions() -> dict[str, str]:
-    import sklearn
-
-    return {"python": platform.python_version(), "torch": torch.__version__, "scikit-learn": sklearn.__version__}
-
-
-def _commit() -> str | None:
-    command = ["git", "rev-parse", "HEAD"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return result.stdout.strip() if result.returncode == 0 else None
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", type=float, default=4.0, help="average bits per weight, 1 to 8 (default: 4)")
     parser.add_argument("--hyperfunction", default="shift", help="shift or winding (default: shift)")
     parser.add_argument("--effort", default="balanced", help="fast, balanced or best (default: balanced)")
+    parser.add_argument("--calibration", choices=["none"], default="none", help="text to calibrate on: none yet")
     parser.add_argument("--seed", type=int, default=0, help="start of the sign generator (default: 0)")
     parser.add_argument("--device", default="auto", help="where to search, e.g. cpu or cuda (default: auto)")
     parser.add_argument("--resume", action="store_true", help="use tensors that an earlier run finished")
