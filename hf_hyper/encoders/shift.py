@@ -5,6 +5,8 @@ The search is a tail-biting Viterbi over the 2^16 windows, native when the compi
 speed (`hf_hyper.bench.shift_mse`); they never change the format.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ __all__ = ["SURVIVOR_BITS", "encode_shift", "encode_tiles"]
 
 SURVIVOR_BITS = {
     "fast": {1: 10, 2: 12, 3: 12, 4: 12, 5: 12, 6: 12, 7: 14, 8: 16},
-    "balanced": {1: 12, 2: 16, 3: 16, 4: 14, 5: 14, 6: 14, 7: 14, 8: 16},
+    "balanced": {1: 12, 2: 16, 3: 16, 4: 13, 5: 14, 6: 14, 7: 14, 8: 16},
     "best": dict.fromkeys(range(1, 9), STATE_BITS),
 }
 """Width of the search by effort and bits: 2^width branches are weighed per weight. A search of 15 takes longer than the
@@ -28,8 +30,8 @@ GAIN = {1: 0.872, 2: 1.013, 3: 1.064, 4: 1.097, 5: 1.139, 6: 1.183, 7: 1.225, 8:
 """Row scale over root mean square for least error on Gaussian rows, by bits: centroids lie inside their cells at low
 rates, and the byte sum ends at 3.4 deviations, which costs most at high rates. Source: `hf_hyper.bench.shift_mse`."""
 
-WIDENING = 1.1 ** torch.arange(16)
-"""Candidate widenings of a row's scale, for rows with longer tails than a Gaussian."""
+WIDENING, MAX_WIDENINGS = 1.1, 16
+"""Steps by which the scale of a row with longer tails than a Gaussian may grow, and how many are tried."""
 
 LARGEST_VALUE = 3.3
 """Where the values of `shift` end on the nearer side, in deviations."""
@@ -89,14 +91,24 @@ def _decode_tiles(codes: Tensor, bits: int) -> Tensor:
 def _widening(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Factor per row that balances the error inside the range of values against what lies beyond it: `[rows]`.
 
-    With scale s the first is about s² · 4^-bits a weight and the second the squared distance to 3.3 s.
+    With scale s the first is about s² · 4^-bits a weight and the second the squared distance to 3.3 s. Rows that end
+    inside the range keep their scale.
     """
+    factors = torch.ones_like(scale)
+    reach = LARGEST_VALUE * scale
+    overshoot = torch.where(reach > 0, weight.abs().amax(1) / reach, 0.0)
+    rows = (overshoot > 1).nonzero().squeeze(1)
+    if not len(rows):
+        return factors
+    tails, scales = weight[rows].abs(), scale[rows]
+    steps = min(MAX_WIDENINGS, 1 + math.ceil(math.log(float(overshoot.max())) / math.log(WIDENING)))
+    candidates = WIDENING ** torch.arange(steps, device=weight.device)
     error = []
-    for factor in WIDENING.tolist():
-        reach = (LARGEST_VALUE * factor * scale).unsqueeze(1)
-        beyond = (weight.abs() - reach).clamp_(min=0).square_().mean(1)
-        error.append(beyond + (factor * scale).square() * 1.2 * 4.0**-bits)
-    return WIDENING.to(weight.device)[torch.stack(error).argmin(0)]
+    for factor in candidates.tolist():
+        beyond = (tails - (factor * reach[rows]).unsqueeze(1)).clamp_(min=0).square_().mean(1)
+        error.append(beyond + (factor * scales).square() * 1.2 * 4.0**-bits)
+    factors[rows] = candidates[torch.stack(error).argmin(0)]
+    return factors
 
 
 def _check_range(deviation: Tensor) -> None:
