@@ -11,6 +11,7 @@ import ctypes
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,7 +52,7 @@ _MAX_FACTORS = 32
 @functools.cache
 def _find() -> tuple[ctypes.CDLL | None, str | None]:
     """The library, or None and the reason in one sentence."""
-    isa = os.environ.get("HF_HYPER_ISA", "auto").lower()
+    isa = (os.environ.get("HF_HYPER_ISA") or "auto").lower()
     if isa == "off":
         return None, "HF_HYPER_ISA=off switches the compiled core off"
     path = Path(__file__).with_name(f"hyper_core{_SUFFIX}")
@@ -93,6 +94,18 @@ def isa() -> str | None:
     """Instruction set in use: `avx512`, `avx2`, `neon` or `scalar`; None without the core."""
     library = load()
     return None if library is None else library.hyper_isa().decode()
+
+
+@functools.cache
+def say_if_absent() -> None:
+    """Warn, once, that everything runs on the slower torch reference where the core is absent."""
+    if load() is None:
+        warnings.warn(
+            f"hf_hyper runs on its slower torch reference: {unavailable_reason()}. Reinstall hf-hyper where a C++17 "
+            "compiler and cmake are available to build the compiled core.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def available_isas(library: ctypes.CDLL | None = None) -> list[str]:
@@ -205,7 +218,7 @@ def shift_decode(codes: Tensor, bits: int, multiplier: int, threads: int | None 
     if codes.dtype != torch.int32 or codes.device.type != "cpu":
         raise ConfigError(f"codes: got {codes.dtype} on {codes.device}, wanted torch.int32 on cpu")
     codes = codes.contiguous()
-    tiles = torch.empty(len(codes), _TILE_WEIGHTS)
+    tiles = torch.empty(len(codes), _TILE_WEIGHTS, dtype=torch.float32, device="cpu")
     result = library.hyper_shift_decode(
         codes.data_ptr(), len(codes), bits, multiplier, _threads(threads), tiles.data_ptr()
     )
@@ -263,7 +276,9 @@ class ShiftPlan(ctypes.Structure):
     ) -> None:
         _check_range("bits", bits, 1, 8)
         _check_multiplier(multiplier)
-        cosines = torch.cat([torch.zeros(1), *(matrix.float().flatten() for matrix in matrices)])[1:]
+        cosines = torch.cat(
+            [torch.zeros(1, dtype=torch.float32, device="cpu"), *(matrix.float().flatten() for matrix in matrices)]
+        )[1:]
         self._kept = cosines, signs_in.float().contiguous(), signs_out.float().contiguous()
         self.padded_in, self.padded_out = len(signs_in), len(signs_out)
         factors = [len(matrix) for matrix in matrices]
@@ -484,7 +499,7 @@ def winding_nearest(points: Tensor, nodes: Tensor, threads: int | None = None) -
     if len(nodes) == 0:
         raise ShapeError("nodes: got none, wanted at least one")
     points, nodes = points.detach().float().contiguous(), nodes.detach().float().contiguous()
-    index = torch.empty(len(points), dtype=torch.int32)
+    index = torch.empty(len(points), dtype=torch.int32, device="cpu")
     result = library.hyper_winding_nearest(
         points.data_ptr(), len(points), nodes.data_ptr(), len(nodes), _threads(threads), index.data_ptr()
     )
@@ -529,7 +544,7 @@ def _prepare_encode(tiles: Tensor, bits: int, survivor_bits: int) -> tuple[Tenso
     if tiles.device.type != "cpu":
         raise ConfigError(f"tiles: got a tensor on {tiles.device}, wanted cpu")
     tiles = tiles.detach().to(torch.float32).contiguous()
-    return tiles, torch.empty(len(tiles), 8 * bits, dtype=torch.int32)
+    return tiles, torch.empty(len(tiles), 8 * bits, dtype=torch.int32, device="cpu")
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:
@@ -554,7 +569,7 @@ def _check(result: int, function: str) -> None:
     if result == 0:
         return
     if result == _NON_FINITE:
-        raise ConfigError(f"{function}: tiles contain NaN or infinity; every weight must be finite")
+        raise ConfigError(f"{function}: the input contains NaN or infinity; every value must be finite")
     if result == _MEMORY:
         raise MemoryError(f"{function}: the workspace could not be allocated")
     raise HyperError(f"{function}: the compiled core refused its arguments (code {result})")

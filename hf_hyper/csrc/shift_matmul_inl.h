@@ -195,17 +195,17 @@ void quantize_group(const float* columns, uint32_t* values, float* scale, uint32
       largest = size > largest ? size : largest;
     }
     const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
-    int32_t total = 0;
+    uint32_t total = 0;
     for (int c = 0; c < kTile; ++c) {
       const float shifted = columns[c * W::kLanes + i] * inverse + kRound;
       int32_t q;
       std::memcpy(&q, &shifted, sizeof q);
       q -= 0x4B400000;
-      total += q;
+      total += static_cast<uint32_t>(q);
       values[c * W::kLanes + i] = W::activation(q);
     }
     scale[i] = largest / 127.0f;
-    offset[i] = static_cast<uint32_t>(-kByteCentre * total);
+    offset[i] = 0u - static_cast<uint32_t>(kByteCentre) * total;
   }
 }
 

@@ -125,8 +125,10 @@ def nearest(points: Tensor, nodes: Tensor) -> Tensor:
         >>> nearest(torch.tensor([[0.9, 0.1]]), torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
         tensor([1], dtype=torch.int32)
     """
-    if points.device.type == "cpu" and _native.load() is not None:
-        return _native.winding_nearest(points, nodes)
+    if points.device.type == "cpu":
+        if _native.load() is not None:
+            return _native.winding_nearest(points, nodes)
+        _native.say_if_absent()
     return nearest_brute_force(points, nodes)
 
 

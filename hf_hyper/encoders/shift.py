@@ -75,6 +75,7 @@ def encode_tiles(tiles: Tensor, bits: int, effort: str = "balanced") -> Tensor:
     survivor_bits = SURVIVOR_BITS[effort][bits]
     on_cpu = tiles.float().cpu().contiguous()
     if _native.load() is None:
+        _native.say_if_absent()
         codes = encode_tiles_reference(on_cpu, bits, survivor_bits, MULTIPLIER)
     else:
         codes = _native.shift_encode(on_cpu, bits, survivor_bits, MULTIPLIER)
@@ -102,7 +103,7 @@ def _widening(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
         return factors
     tails, scales = weight[rows].abs(), scale[rows]
     steps = min(MAX_WIDENINGS, 1 + math.ceil(math.log(float(overshoot.max())) / math.log(WIDENING)))
-    candidates = WIDENING ** torch.arange(steps, device=weight.device)
+    candidates = WIDENING ** torch.arange(steps, dtype=weight.dtype, device=weight.device)
     error = []
     for factor in candidates.tolist():
         beyond = (tails - (factor * reach[rows]).unsqueeze(1)).clamp_(min=0).square_().mean(1)

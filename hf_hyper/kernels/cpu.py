@@ -66,7 +66,7 @@ def activations() -> str:
 def decode_shift(tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: torch.dtype) -> Tensor:
     """The stored weight `[out_features, in_features]` of `shift` with incoherence; see `reference.decode`."""
     plan = _plan(scheme)
-    sums = torch.empty(scheme.padded_out, scheme.padded_in)
+    sums = torch.empty(scheme.padded_out, scheme.padded_in, dtype=torch.float32, device="cpu")
     _native.shift_decode_rows(plan, tensors["codes"], 0, scheme.padded_out // TILE, sums)
     sums += -plan.mean_offset
     rotated = sums.mul_(tensors["scale"].float().unsqueeze(1) * plan.inverse_deviation)
@@ -105,7 +105,7 @@ def _panel_space(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     kept: dict[torch.dtype, Tensor] = _spaces.__dict__.setdefault("by_dtype", {})
     if dtype not in kept or len(kept[dtype]) < rows * columns:
         with torch.inference_mode(False):
-            kept[dtype] = torch.empty(max(rows * columns, PANEL_WEIGHTS), dtype=dtype)
+            kept[dtype] = torch.empty(max(rows * columns, PANEL_WEIGHTS), dtype=dtype, device="cpu")
     return kept[dtype][: rows * columns].view(rows, columns)
 
 

@@ -1,7 +1,6 @@
 """One table decides which implementation runs: the first row that can, else the reference."""
 
 import functools
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -58,8 +57,7 @@ def select(operator: str, device: str, scheme: TensorScheme) -> Callable[..., Te
         if (row.operator, row.device, row.hyperfunction) == (operator, device, scheme.hyperfunction):
             if row.obstacle(scheme) is None:
                 return row.implementation
-            if _native.load() is None:
-                _say_core_is_absent()
+            _native.say_if_absent()
     return _REFERENCE[operator]
 
 
@@ -87,13 +85,3 @@ def explain(scheme: TensorScheme, device: torch.device | str = "cpu") -> str:
                 line += f" ({row.name} {obstacle})" if obstacle else ""
         lines.append(line)
     return "\n".join(lines)
-
-
-@functools.cache
-def _say_core_is_absent() -> None:
-    warnings.warn(
-        f"hf_hyper runs on its slower torch reference: {_native.unavailable_reason()}. Reinstall hf-hyper where a "
-        "C++17 compiler and cmake are available to build the compiled core.",
-        RuntimeWarning,
-        stacklevel=2,
-    )

@@ -65,9 +65,9 @@ def dct_matrix(size: int) -> Tensor:
 @functools.cache
 def hadamard_matrix(size: int) -> Tensor:
     """Orthonormal Walsh-Hadamard matrix in Sylvester order, `[size, size]` float32 for a power of two."""
-    matrix = torch.ones(1, 1, device="cpu")
+    matrix = torch.ones(1, 1, dtype=torch.float32, device="cpu")
     while len(matrix) < size:
-        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float32, device="cpu"), matrix)
     return matrix * size**-0.5
 
 

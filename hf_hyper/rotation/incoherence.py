@@ -45,7 +45,7 @@ def signs(seed: int, side: int, count: int) -> Tensor:
     state = (state ^ _shift_right(state, 30)) * _signed(0xBF58476D1CE4E5B9)
     state = (state ^ _shift_right(state, 27)) * _signed(0x94D049BB133111EB)
     state = state ^ _shift_right(state, 31)
-    return torch.where(state < 0, -1.0, 1.0)
+    return 1.0 - 2.0 * (state < 0).float()
 
 
 def output_block(scheme: TensorScheme) -> int:

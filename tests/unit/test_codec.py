@@ -5,6 +5,7 @@ from helpers import relative_error
 from hf_hyper import codec
 from hf_hyper.config import HyperConfig
 from hf_hyper.errors import ShapeError
+from hf_hyper.kernels import ops
 from hf_hyper.scheme import TensorScheme
 
 # Mean squared errors of `shift` on unit Gaussian data at full search (design table), with room for the short search.
@@ -100,3 +101,23 @@ def test_rotation_makes_outliers_harmless(bits: int) -> None:
     scheme = TensorScheme("shift", bits, 64, 128)
     decoded = codec.dequantize(codec.quantize(weight, scheme), scheme)
     assert relative_error(decoded, weight) ** 2 < 1.15 * GAUSSIAN_ERROR[bits]
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("hyperfunction", ["shift", "winding"])
+def test_default_dtype_of_torch_changes_nothing(hyperfunction: str, default: torch.dtype) -> None:
+    """A seed of its own for each case, so that nothing cached under another default is found."""
+    weight, x = torch.randn(48, 80), torch.randn(3, 80)
+    seed = 1000 + [torch.float32, torch.float64, torch.bfloat16, torch.float16].index(default)
+    scheme = HyperConfig(bits=6, hyperfunction=hyperfunction, seed=seed).scheme(48, 80)
+    wanted = codec.quantize(weight, scheme)
+    torch.set_default_dtype(default)
+    try:
+        tensors = codec.quantize(weight, scheme)
+        product = ops.matmul(x, list(tensors.values()), scheme.key)
+        decoded = ops.decode(list(tensors.values()), scheme.key, torch.float32)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(tensors[name], wanted[name]) for name in wanted)
+    assert relative_error(decoded, weight) < 0.04
+    assert relative_error(product, x @ decoded.T) < 1e-5
