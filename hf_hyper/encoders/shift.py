@@ -20,7 +20,7 @@ __all__ = ["SURVIVOR_BITS", "encode_shift", "encode_tiles"]
 
 SURVIVOR_BITS = {
     "fast": {1: 10, 2: 12, 3: 12, 4: 12, 5: 12, 6: 12, 7: 14, 8: 16},
-    "balanced": {1: 12, 2: 16, 3: 16, 4: 14, 5: 14, 6: 14, 7: 14, 8: 16},
+    "balanced": {1: 12, 2: 16, 3: 16, 4: 13, 5: 14, 6: 14, 7: 14, 8: 16},
     "best": dict.fromkeys(range(1, 9), STATE_BITS),
 }
 """Width of the search by effort and bits: 2^width branches are weighed per weight. A search of 15 takes longer than the
