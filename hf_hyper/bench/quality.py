@@ -254,7 +254,7 @@ def _peer(method: str, bits: int, originals: Mapping[str, nn.Linear]) -> Iterato
 
 def _nf4(weight: Tensor, nested: bool) -> tuple[Tensor, int]:
     """Decoded weight and stored bits under bitsandbytes' 4-bit NormalFloat; its 16-entry table is not counted."""
-    from bitsandbytes import functional
+    from bitsandbytes import functional  # pyright: ignore[reportMissingImports]
 
     packed, state = functional.quantize_4bit(
         weight.contiguous(), blocksize=GROUP_SIZE, compress_statistics=nested, quant_type="nf4"
