@@ -20,7 +20,16 @@ from hf_hyper.hyperfunctions import TensorSpec
 from hf_hyper.rotation.incoherence import rotate_weight, unrotate_weight
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["apply_out_scale", "bits_per_weight", "dequantize", "quantize", "tensor_specs"]
+__all__ = [
+    "OUT_SCALE",
+    "apply_out_scale",
+    "bits_per_weight",
+    "checked",
+    "dequantize",
+    "quantize",
+    "split_rows",
+    "tensor_specs",
+]
 
 OUT_SCALE = "out_scale"
 _SMALLEST = 2.0**-133  # least positive bfloat16
@@ -57,6 +66,19 @@ def quantize(
     Raises:
         ShapeError: The shape is not the scheme's, or a value is NaN, infinite or outside float32.
     """
+    weight = checked(weight, scheme, name)
+    if not scheme.incoherence:
+        return encode(weight, scheme, effort)
+    out_scale, unit = split_rows(weight)
+    return {**encode(rotate_weight(unit, scheme), scheme, effort), OUT_SCALE: out_scale}
+
+
+def checked(weight: Tensor, scheme: TensorScheme, name: str) -> Tensor:
+    """The weight in float32.
+
+    Raises:
+        ShapeError: The shape is not the scheme's, or a value is NaN, infinite or outside float32.
+    """
     wanted = (scheme.out_features, scheme.in_features)
     if tuple(weight.shape) != wanted:
         raise ShapeError(f"{name}: shape {tuple(weight.shape)}, wanted {wanted}; build the scheme from this tensor")
@@ -67,12 +89,14 @@ def quantize(
             f"{name}: {float(weight[row, column])} at row {row}, column {column}, wanted finite float32 values; "
             "repair the checkpoint or leave the module out with modules_to_not_convert"
         )
-    if not scheme.incoherence:
-        return encode(weight, scheme, effort)
+    return weight
+
+
+def split_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`out_scale` `[out_features]` bfloat16 of a weight, and the weight with its rows divided by it."""
     out_scale = _row_scale(weight)
     divisor = out_scale.float().unsqueeze(1)
-    unit = torch.where(divisor > 0, weight / divisor, 0.0)
-    return {**encode(rotate_weight(unit, scheme), scheme, effort), OUT_SCALE: out_scale}
+    return out_scale, torch.where(divisor > 0, weight / divisor, 0.0)
 
 
 def dequantize(tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:

@@ -16,7 +16,7 @@ from hf_hyper.errors import ShapeError
 from hf_hyper.hyperfunctions.shift import MULTIPLIER, STATE_BITS, TILE_WEIGHTS, states, values
 from hf_hyper.scheme import TILE, TensorScheme
 
-__all__ = ["SURVIVOR_BITS", "encode_shift", "encode_tiles"]
+__all__ = ["SURVIVOR_BITS", "decode_tiles", "encode_shift", "encode_tiles", "first_scale", "stored_scale"]
 
 SURVIVOR_BITS = {
     "fast": {1: 10, 2: 12, 3: 12, 4: 12, 5: 12, 6: 12, 7: 14, 8: 16},
@@ -46,19 +46,33 @@ def encode_shift(weight: Tensor, scheme: TensorScheme, effort: str) -> dict[str,
     if not scheme.incoherence:
         rows, columns = scheme.padded_out - scheme.out_features, scheme.padded_in - scheme.in_features
         weight = torch.nn.functional.pad(weight, (0, columns, 0, rows))
-    deviation = weight.square().mean(1).sqrt()
-    _check_range(deviation)
-    scale = deviation * GAIN[bits] * _widening(weight, deviation * GAIN[bits], bits)
+    scale = first_scale(weight, bits)
     unit = weight / torch.where(scale > 0, scale, 1.0).unsqueeze(1)
     tiles = unit.unflatten(0, (-1, TILE)).unflatten(2, (-1, TILE)).transpose(1, 2)  # [out_tiles, in_tiles, 16, 16]
     codes = encode_tiles(tiles.reshape(-1, TILE_WEIGHTS), bits, effort)
-    decoded = _decode_tiles(codes, bits).view(tiles.shape)
+    decoded = decode_tiles(codes, bits).view(tiles.shape)
     value = decoded.transpose(1, 2).reshape(weight.shape)
     fitted = (weight * value).sum(1) / value.square().sum(1)
     return {
         "codes": codes.view(scheme.padded_out // TILE, scheme.padded_in // TILE, 8 * bits),
-        "scale": fitted.clamp(-LARGEST_SCALE, LARGEST_SCALE).half(),
+        "scale": stored_scale(fitted),
     }
+
+
+def first_scale(weight: Tensor, bits: int) -> Tensor:
+    """Scale of every row with which the search starts, `[rows, columns]` to `[rows]`; zero for rows of zeros.
+
+    Raises:
+        ShapeError: A row is too small or too large for a 16-bit scale.
+    """
+    deviation = weight.square().mean(1).sqrt()
+    _check_range(deviation)
+    return deviation * GAIN[bits] * _widening(weight, deviation * GAIN[bits], bits)
+
+
+def stored_scale(scale: Tensor) -> Tensor:
+    """Scales as they are stored: float16, limited to its finite values."""
+    return scale.clamp(-LARGEST_SCALE, LARGEST_SCALE).half()
 
 
 def encode_tiles(tiles: Tensor, bits: int, effort: str = "balanced") -> Tensor:
@@ -82,7 +96,7 @@ def encode_tiles(tiles: Tensor, bits: int, effort: str = "balanced") -> Tensor:
     return codes.to(tiles.device)
 
 
-def _decode_tiles(codes: Tensor, bits: int) -> Tensor:
+def decode_tiles(codes: Tensor, bits: int) -> Tensor:
     """Values of bit strings: `[n, 8 * bits]` int32 to `[n, 256]` float32."""
     if codes.device.type == "cpu" and _native.load() is not None:
         return _native.shift_decode(codes, bits, MULTIPLIER)

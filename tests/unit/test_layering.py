@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).parent.parent.parent / "hf_hyper"
 GROUPS = [
     {"errors", "_native", "scheme", "packing"},
     {"hyperfunctions", "rotation"},
-    {"encoders", "codec", "storage"},
+    {"encoders", "codec", "storage", "rounding"},
     {"kernels"},
     {"nn"},
     {"config", "quantizer", "pipeline", "eval", "cli", "bench"},

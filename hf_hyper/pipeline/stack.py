@@ -1,0 +1,178 @@
+"""The repeated layers of a transformer, run one at a time.
+
+Calibration needs the inputs of every layer but must not hold all activations of a model at once. A `Stack` finds the
+model's list of layers, records once what each layer is given besides the hidden states (masks, positions), and then
+runs any layer alone on any batch of the same shape.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_hyper.errors import ConfigError
+
+__all__ = ["Stack"]
+
+_WAY_OUT = "compress it without calibration"
+
+
+class Stack:
+    """Layers of a model that pass hidden states from one to the next.
+
+    Args:
+        model: A model with one list of layers, in evaluation mode; `model(input_ids=...)` runs it.
+        windows: `[n, length]` token ids that will be run.
+        batch_size: Windows a batch; it divides n.
+
+    Attributes:
+        name: Name of the list in the model.
+        layers: The list.
+        entries: Hidden states that the first layer gets, `[n, length, hidden]`.
+
+    Raises:
+        ConfigError: The model has no such list, or its layers depend on more of the text than hidden states.
+    """
+
+    def __init__(self, model: nn.Module, windows: Tensor, batch_size: int) -> None:
+        self.name, self.layers = _find_layers(model)
+        self.model, self.batch_size = model, batch_size
+        self._window = windows[:1]
+        batches = list(windows.split(batch_size))
+        self._arguments, self._wraps = self._record(batches[0])
+        if len(batches) > 1:
+            self._check_constant(self._record(batches[-1])[0])
+        self.entries = torch.cat([self._entry(batch) for batch in batches])
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def run(self, index: int, states: Tensor, layer: nn.Module | None = None) -> Tensor:
+        """Hidden states after layer `index`, or after `layer` in its place, for one batch.
+
+        Args:
+            index: Which layer.
+            states: `[batch_size, length, hidden]`.
+            layer: A layer to run instead, such as a copy.
+        """
+        args, kwargs = self._arguments[index]
+        output = (self.layers[index] if layer is None else layer)(states, *args, **kwargs)
+        return output[0] if self._wraps else output
+
+    def batches(self, states: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Batches of `states` `[n, ...]` with their places."""
+        for start in range(0, len(states), self.batch_size):
+            place = slice(start, start + self.batch_size)
+            yield place, states[place]
+
+    def finish(self, states: Tensor) -> Any:
+        """Output of the whole model as if `states` `[1, length, hidden]` came out of the last layer."""
+
+        def skip(*_: Any, **__: Any) -> Any:
+            return (states,) if self._wraps else states
+
+        with contextlib.ExitStack() as stack:
+            for layer in self.layers:
+                stack.enter_context(_forward_replaced(layer, skip))
+            return self._call(self._window)
+
+    def _record(self, batch: Tensor) -> tuple[list[tuple[tuple[Any, ...], dict[str, Any]]], bool]:
+        """What every layer is called with besides hidden states, and whether it returns them in a tuple."""
+        seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        wraps: set[bool] = set()
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if not args:
+                raise ConfigError(f"{type(module).__name__} gets its hidden states by name, not by place; {_WAY_OUT}")
+            seen.append((args[1:], kwargs))
+            wraps.add(isinstance(output, tuple))
+
+        handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in self.layers]
+        try:
+            with torch.no_grad():
+                self._call(batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if len(seen) != len(self.layers):
+            raise ConfigError(f"{len(seen)} layers of {len(self.layers)} ran, wanted each once; {_WAY_OUT}")
+        return seen, wraps == {True}
+
+    def _entry(self, batch: Tensor) -> Tensor:
+        """Hidden states that the first layer gets."""
+
+        def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
+            raise _Reached(args[0])
+
+        handle = self.layers[0].register_forward_pre_hook(stop)
+        try:
+            with torch.no_grad():
+                self._call(batch)
+        except _Reached as reached:
+            return reached.states
+        finally:
+            handle.remove()
+        raise AssertionError("the first layer ran before and runs again")
+
+    def _call(self, windows: Tensor) -> Any:
+        cached = hasattr(getattr(self.model, "config", None), "use_cache")
+        return self.model(input_ids=windows, **({"use_cache": False} if cached else {}))
+
+    def _check_constant(self, other: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
+        for index, (first, second) in enumerate(zip(self._arguments, other, strict=True)):
+            for one, two in zip(_tensors(first), _tensors(second), strict=True):
+                if one.shape != two.shape or not torch.equal(one, two):
+                    raise ConfigError(
+                        f"layer {self.name}.{index} takes inputs that change with the text besides its hidden states, "
+                        f"and calibration runs it alone; {_WAY_OUT}"
+                    )
+
+
+class _Reached(Exception):
+    """The first layer was reached with these hidden states."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
+def _find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The list of layers of one class that holds most of the model outside its embeddings."""
+    stacks = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len({type(layer) for layer in module}) == 1
+    ]
+    stacks = [(name, module) for name, module in stacks if not any(name.startswith(f"{outer}.") for outer, _ in stacks)]
+    if len(stacks) != 1:
+        raise ConfigError(
+            f"{type(model).__name__} has {len(stacks)} lists of equal layers, wanted one that calibration can go "
+            f"through; {_WAY_OUT}"
+        )
+    return stacks[0]
+
+
+@contextlib.contextmanager
+def _forward_replaced(module: nn.Module, forward: Any) -> Iterator[None]:
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists and dicts, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for key in sorted(value):
+            yield from _tensors(value[key])
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)

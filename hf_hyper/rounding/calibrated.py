@@ -1,0 +1,119 @@
+"""Quantize one weight with what calibration knows of its layer.
+
+The same stored tensors as `codec.quantize`, found differently: tile by tile with feedback, then the scales fitted
+again, all in the metric of the layer's second moments. Plain LDLQ is the case without gradients.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hf_hyper import codec
+from hf_hyper.encoders.shift import decode_tiles, encode_tiles, first_scale, stored_scale
+from hf_hyper.errors import ConfigError
+from hf_hyper.rotation.incoherence import rotate_input, rotate_output, rotate_weight
+from hf_hyper.rounding.feedback import round_with_feedback
+from hf_hyper.rounding.moments import Moment, block_factor, regularized, trust
+from hf_hyper.rounding.scales import fit_scales
+from hf_hyper.scheme import TILE, TensorScheme
+
+__all__ = ["Knowledge", "output_error", "quantize_calibrated"]
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What calibration knows of one linear layer.
+
+    Attributes:
+        inputs: Second moment of the inputs, width `in_features`.
+        outputs: Second moment of the loss gradients at the outputs, width `out_features`; None where none were taken.
+        target: `[out_features, in_features]` weight that the codes shall stand for, None for the layer's own. It differs
+            where earlier layers already err and this one can make up for it.
+    """
+
+    inputs: Moment
+    outputs: Moment | None = None
+    target: Tensor | None = None
+
+
+def quantize_calibrated(
+    weight: Tensor, scheme: TensorScheme, effort: str, knowledge: Knowledge, *, name: str = "weight"
+) -> dict[str, Tensor]:
+    """Store one weight matrix so that the layer's outputs, rather than its weights, stay close.
+
+    Args:
+        weight: `[out_features, in_features]` floating point.
+        scheme: How to store it; `shift` with incoherence.
+        effort: Thoroughness of the search: `fast`, `balanced` or `best`.
+        knowledge: Of this layer.
+        name: What errors call the tensor.
+
+    Returns:
+        Tensors as `codec.tensor_specs(scheme)` lists them, on the weight's device.
+
+    Raises:
+        ConfigError: The scheme's hyperfunction has no tiles to carry errors between.
+        ShapeError: As `codec.quantize`.
+    """
+    if scheme.hyperfunction != "shift" or not scheme.incoherence:
+        raise ConfigError(
+            f"{name}: calibrated rounding needs hyperfunction 'shift' with incoherence, got {scheme.hyperfunction!r}; "
+            "leave calibration out"
+        )
+    bits = int(scheme.bits)
+    weight = codec.checked(weight if knowledge.target is None else knowledge.target, scheme, name)
+    out_scale, unit = codec.split_rows(weight)
+    rotated = rotate_weight(unit, scheme)
+    inputs = _input_metric(knowledge.inputs, scheme)
+    outputs = None if knowledge.outputs is None else _output_metric(knowledge.outputs, out_scale.float(), scheme)
+
+    def encode(tiles: Tensor) -> tuple[Tensor, Tensor]:
+        codes = encode_tiles(tiles, bits, effort)
+        return codes, decode_tiles(codes, bits)
+
+    codes, values = round_with_feedback(
+        rotated,
+        first_scale(rotated, bits),
+        encode,
+        block_factor(inputs, TILE),
+        None if outputs is None else block_factor(outputs, TILE),
+    )
+    scale = stored_scale(fit_scales(rotated, values, inputs, outputs))
+    return {"codes": codes, "scale": scale, codec.OUT_SCALE: out_scale}
+
+
+def output_error(weight: Tensor, decoded: Tensor, inputs: Moment) -> float:
+    """`E|(W - W') x|² / E|W x|²`, 0 for outputs that are all zero.
+
+    Args:
+        weight: W, `[out_features, in_features]`.
+        decoded: W', as large.
+        inputs: Second moment of x.
+    """
+    moment = inputs.mean()
+    error = weight.float() - decoded.float()
+    energy = float(((weight.float() @ moment) * weight.float()).sum())
+    return float(((error @ moment) * error).sum()) / energy if energy > 0 else 0.0
+
+
+def _input_metric(moment: Moment, scheme: TensorScheme) -> Tensor:
+    """Moment of the rotated inputs, regularized: `[padded_in, padded_in]`."""
+    halves = tuple(_both_sides(half, lambda x: rotate_input(x, scheme)) for half in moment.halves)
+    return _metric(halves, moment.counts)
+
+
+def _output_metric(moment: Moment, out_scale: Tensor, scheme: TensorScheme) -> Tensor:
+    """Moment of the gradients at the rotated outputs in units of `out_scale`, regularized: `[padded_out, padded_out]`."""
+    halves = tuple(_both_sides(half, lambda y: rotate_output(y * out_scale, scheme)) for half in moment.halves)
+    return _metric(halves, moment.counts)
+
+
+def _both_sides(matrix: Tensor, rotate: Callable[[Tensor], Tensor]) -> Tensor:
+    return rotate(rotate(matrix).T.contiguous())
+
+
+def _metric(halves: tuple[Tensor, ...], counts: Sequence[int]) -> Tensor:
+    first, second = halves
+    mean = (first * counts[0] + second * counts[1]) / max(sum(counts), 1)
+    return regularized(mean, trust((first, second), TILE))
