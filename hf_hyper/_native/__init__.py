@@ -16,12 +16,21 @@ from hf_hyper._native.library import (
     unavailable_reason,
 )
 from hf_hyper._native.shift import shift_decode, shift_encode, shift_encode_observable
-from hf_hyper._native.shift_matmul import ShiftPlan, shift_decode_rows, shift_finish, shift_matmul, shift_rotate
+from hf_hyper._native.shift_matmul import (
+    ShiftPlan,
+    dense_tokens,
+    shift_decode_rows,
+    shift_finish,
+    shift_matmul,
+    shift_matmul_dense,
+    shift_rotate,
+)
 from hf_hyper._native.winding import winding_nearest
 
 __all__ = [
     "ShiftPlan",
     "available_isas",
+    "dense_tokens",
     "find",
     "isa",
     "load",
@@ -34,6 +43,7 @@ __all__ = [
     "shift_encode_observable",
     "shift_finish",
     "shift_matmul",
+    "shift_matmul_dense",
     "shift_rotate",
     "unavailable_reason",
     "winding_nearest",

@@ -34,6 +34,11 @@ _SIGNATURES = {
         _INT,
         (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT64, _INT, _INT, _POINTER),
     ),
+    "hyper_shift_matmul_dense": (
+        _INT,
+        (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT64, _INT, _POINTER),
+    ),
+    "hyper_shift_dense_tokens": (_INT64, ()),
     "hyper_shift_rotate": (_INT, (_POINTER, _POINTER, _INT, _INT64, _INT, _POINTER, _INT, _POINTER)),
     "hyper_shift_decode_rows": (_INT, (_POINTER, _POINTER, _INT64, _INT64, _INT, _POINTER, _INT)),
     "hyper_shift_finish": (

@@ -138,6 +138,56 @@ def shift_matmul(
     return y
 
 
+def shift_matmul_dense(
+    plan: ShiftPlan, codes: Tensor, scale: Tensor, out_scale: Tensor, x: Tensor, threads: int | None = None
+) -> Tensor:
+    """`x @ weight.T` for many tokens: every weight is decoded once for up to 512 of them.
+
+    Rotated activations and decoded byte sums are rounded to bfloat16, sums are float32.
+
+    Args:
+        plan: Shape and constants.
+        codes: `[padded_out / 16, padded_in / 16, 8 * bits]` int32.
+        scale: `[padded_out]` float16.
+        out_scale: `[out_features]` bfloat16.
+        x: `[tokens, in_features]` float32, bfloat16 or float16.
+        threads: Threads to use; `torch.get_num_threads()` unless given. The result does not depend on it.
+
+    Returns:
+        `[tokens, out_features]`, dtype of `x`.
+
+    Raises:
+        ShapeError: A tensor has another shape than the plan wants.
+        ConfigError: A tensor has another dtype or lies on another device.
+        HyperError: `dense_tokens()` is 0.
+        KernelUnavailable: There is no compiled core.
+    """
+    library = require()
+    codes = _stored("codes", codes, plan.codes_shape, torch.int32)
+    scale = _stored("scale", scale, (plan.padded_out,), torch.float16)
+    out_scale = _stored("out_scale", out_scale, (plan.out_features,), torch.bfloat16)
+    x = _activations(x, plan)
+    y = x.new_empty(x.shape[0], plan.out_features)
+    result = library.hyper_shift_matmul_dense(
+        plan.address,
+        codes.data_ptr(),
+        scale.data_ptr(),
+        out_scale.data_ptr(),
+        x.data_ptr(),
+        _DTYPES[x.dtype],
+        x.shape[0],
+        thread_count(threads),
+        y.data_ptr(),
+    )
+    check(result, "shift_matmul_dense")
+    return y
+
+
+def dense_tokens() -> int:
+    """Most tokens for which `shift_matmul_dense` is the fastest way; 0 where the machine cannot run it."""
+    return require().hyper_shift_dense_tokens()
+
+
 def shift_rotate(plan: ShiftPlan, x: Tensor, dtype: torch.dtype, threads: int | None = None) -> tuple[Tensor, Tensor]:
     """Activations in the basis of the codes.
 

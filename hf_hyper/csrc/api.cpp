@@ -6,6 +6,7 @@
 #include "hyper.h"
 #include "isa.h"
 #include "shift_decode.h"
+#include "shift_dense_steps.h"
 #include "shift_encode.h"
 #include "shift_matmul.h"
 #include "shift_matmul_steps.h"
@@ -133,6 +134,23 @@ int hyper_shift_matmul(const hyper_shift_plan* plan, const uint32_t* codes, cons
     hyper::multiply_shift(*plan, codes, scale, out_scale, x, dtype, tokens, int8 != 0, clamped(threads), y);
   });
 }
+
+int hyper_shift_matmul_dense(const hyper_shift_plan* plan, const uint32_t* codes, const uint16_t* scale,
+                             const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, int threads,
+                             void* y) {
+  if (!valid(plan) || !valid_dtype(dtype) || tokens < 0 || threads < 1) return HYPER_ERROR_ARGUMENT;
+  if (tokens == 0) return HYPER_OK;
+  if (codes == nullptr || scale == nullptr || out_scale == nullptr || x == nullptr || y == nullptr) {
+    return HYPER_ERROR_ARGUMENT;
+  }
+  bool supported = false;
+  const int failure = guarded([&] {
+    supported = hyper::multiply_shift_dense(*plan, codes, scale, out_scale, x, dtype, tokens, clamped(threads), y);
+  });
+  return failure != HYPER_OK ? failure : supported ? HYPER_OK : HYPER_ERROR_ISA;
+}
+
+int64_t hyper_shift_dense_tokens(void) { return hyper::dense_tokens(); }
 
 int hyper_shift_rotate(const hyper_shift_plan* plan, const void* x, int dtype, int64_t tokens, int threads,
                        void* rotated, int rotated_dtype, float* sums) {

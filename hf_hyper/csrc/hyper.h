@@ -92,6 +92,14 @@ HYPER_API int hyper_shift_matmul(const hyper_shift_plan* plan, const uint32_t* c
                                  const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, int int8,
                                  int threads, void* y);
 
+// The same for many tokens: every output tile is decoded once for up to 512 of them. Rotated activations and byte sums are
+// rounded to bfloat16. HYPER_ERROR_ISA where hyper_shift_dense_tokens() is 0.
+HYPER_API int hyper_shift_matmul_dense(const hyper_shift_plan* plan, const uint32_t* codes, const uint16_t* scale,
+                                       const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, int threads,
+                                       void* y);
+// Most tokens for which it beats the product below; it needs dot products of bfloat16 pairs.
+HYPER_API int64_t hyper_shift_dense_tokens(void);
+
 // For many tokens: y = finish(rotate(x) · decode_rows()^T), the product by a library for matrices.
 //   rotated [tokens, Q], float32 or bfloat16; sums [tokens]: of each token's rotated values, before any rounding
 HYPER_API int hyper_shift_rotate(const hyper_shift_plan* plan, const void* x, int dtype, int64_t tokens, int threads,

@@ -28,7 +28,7 @@ from hf_hyper.scheme import TILE, TensorScheme
 __all__ = ["activations", "decode_shift", "matmul_shift", "set_activations"]
 
 ACTIVATIONS = ("exact", "int8")
-FUSED_TOKENS = {torch.float32: 16, torch.bfloat16: 16, torch.float16: 16}
+FUSED_TOKENS = {torch.float32: 16, torch.bfloat16: 4, torch.float16: 16}
 """Largest number of tokens that go through the fused product, by dtype."""
 PANEL_WEIGHTS = 1 << 21
 """Weights decoded at a time: 4 MiB in bfloat16, which stays in the last-level cache until the product reads it."""
@@ -80,14 +80,15 @@ def matmul_shift(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme)
     codes, scale, out_scale = tensors["codes"], tensors["scale"], tensors["out_scale"]
     if len(rows) <= FUSED_TOKENS[x.dtype]:
         y = _native.shift_matmul(plan, codes, scale, out_scale, rows, int8=activations() == "int8")
+    elif _narrow(rows, plan) and len(rows) <= _native.dense_tokens():
+        y = _native.shift_matmul_dense(plan, codes, scale, out_scale, rows)
     else:
         y = _matmul_panels(rows, plan, codes, scale, out_scale)
     return y.view(*x.shape[:-1], scheme.out_features)
 
 
 def _matmul_panels(x: Tensor, plan: _native.ShiftPlan, codes: Tensor, scale: Tensor, out_scale: Tensor) -> Tensor:
-    narrow = x.dtype == torch.bfloat16 and plan.padded_in >= LEAST_BFLOAT16_WIDTH
-    dtype = torch.bfloat16 if narrow else torch.float32
+    dtype = torch.bfloat16 if _narrow(x, plan) else torch.float32
     rotated, sums = _native.shift_rotate(plan, x, dtype)
     y = x.new_empty(len(x), plan.out_features)
     tiles, block = plan.padded_out // TILE, plan.output_block // TILE
@@ -98,6 +99,10 @@ def _matmul_panels(x: Tensor, plan: _native.ShiftPlan, codes: Tensor, scale: Ten
         _native.shift_decode_rows(plan, codes, first, count, panel)
         _native.shift_finish(plan, linear(rotated, panel), first, sums, scale, out_scale, y)
     return y
+
+
+def _narrow(x: Tensor, plan: _native.ShiftPlan) -> bool:
+    return x.dtype == torch.bfloat16 and plan.padded_in >= LEAST_BFLOAT16_WIDTH
 
 
 def _panel_space(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
