@@ -76,8 +76,8 @@ def case(rows: int, columns: int, bits: int, tokens: Sequence[int], turns: int, 
             error = float((ours(accuracy, 0).float() - wanted).norm() / wanted.norm())
             if not error < allowed:
                 raise HyperError(f"{scheme.key}, {count} tokens, {accuracy}: relative error {error:.3g}; run the tests")
-        # Beyond the fused product both accuracies take the same path.
-        accuracies = ("exact", "int8") if count <= cpu.FUSED_TOKENS[x.dtype] else ("exact",)
+        way = cpu.way(count, x.dtype, scheme)
+        accuracies = ("exact", "int8") if way == "fused" else ("exact",)  # the other ways know only one
         times = compare(
             {
                 "F.linear bfloat16": lambda number, x=x: linear(x, bfloat16[number % len(bfloat16)]),
@@ -94,7 +94,7 @@ def case(rows: int, columns: int, bits: int, tokens: Sequence[int], turns: int, 
                     "shape": [rows, columns],
                     "M": count,
                     "bits": bits,
-                    "kernel": f"cpu.matmul_shift {_native.isa()} {accuracy}",
+                    "kernel": f"cpu.matmul_shift {way} {_native.matmul_isa()} {accuracy}",
                     "baseline": baseline,
                     "seconds_median": median,
                     "baseline_seconds_median": statistics.median(times[baseline]),

@@ -1,12 +1,18 @@
 // Argument checks and exception barrier of the C interface.
 #include <new>
+#include <stdexcept>
+#include <vector>
 
 #include "hyper.h"
 #include "isa.h"
 #include "shift_decode.h"
+#include "shift_dense_steps.h"
 #include "shift_encode.h"
 #include "shift_matmul.h"
+#include "shift_matmul_steps.h"
 #include "shift_observable.h"
+#include "thread_pool.h"
+#include "winding.h"
 
 namespace {
 
@@ -17,8 +23,14 @@ int guarded(Body body) {
     return HYPER_OK;
   } catch (const std::bad_alloc&) {
     return HYPER_ERROR_MEMORY;
+  } catch (const std::length_error&) {
+    return HYPER_ERROR_MEMORY;
+  } catch (...) {
+    return HYPER_ERROR_INTERNAL;
   }
 }
+
+int clamped(int threads) { return threads < hyper::kMaxThreads ? threads : hyper::kMaxThreads; }
 
 bool in_range(const uint16_t* byte_sums) {
   for (int state = 0; state < hyper::kStates; ++state) {
@@ -63,7 +75,7 @@ bool wide_dtype(int dtype) { return dtype == HYPER_FLOAT32 || dtype == HYPER_BFL
 
 }  // namespace
 
-int hyper_abi_version(void) { return 1; }
+int hyper_abi_version(void) { return 2; }
 
 const char* hyper_isa(void) { return hyper::kernels().name; }
 
@@ -71,6 +83,12 @@ int hyper_set_isa(const char* name) {
   if (name == nullptr) return HYPER_ERROR_ARGUMENT;
   return hyper::select_kernels(name) ? HYPER_OK : HYPER_ERROR_ISA;
 }
+
+int hyper_has_isa(const char* name) { return name != nullptr && hyper::find_kernels(name) != nullptr; }
+
+const char* hyper_matmul_isa(void) { return hyper::matmul_steps().name; }
+
+void hyper_use_openmp(void* gomp_parallel) { hyper::use_openmp(reinterpret_cast<hyper::GompParallel>(gomp_parallel)); }
 
 int hyper_shift_encode_observable(const float* tiles, int64_t n, int bits, int survivor_bits,
                                   const uint16_t* byte_sums, int threads, uint32_t* codes) {
@@ -82,22 +100,26 @@ int hyper_shift_encode_observable(const float* tiles, int64_t n, int bits, int s
     return HYPER_ERROR_ARGUMENT;
   }
   if (!all_finite(tiles, n * hyper::kTileWeights)) return HYPER_ERROR_NON_FINITE;
-  return guarded([&] { hyper::encode_tiles(tiles, n, bits, survivor_bits, byte_sums, threads, codes); });
+  return guarded([&] { hyper::encode_tiles(tiles, n, bits, survivor_bits, byte_sums, clamped(threads), codes); });
 }
 
 int hyper_shift_encode(const float* tiles, int64_t n, int bits, int survivor_bits, uint32_t multiplier, int threads,
                        uint32_t* codes) {
   if (multiplier % 2 == 0) return HYPER_ERROR_ARGUMENT;
-  uint16_t byte_sums[hyper::kStates];
-  hyper::fill_byte_sums(multiplier, byte_sums);
-  return hyper_shift_encode_observable(tiles, n, bits, survivor_bits, byte_sums, threads, codes);
+  int result = HYPER_OK;
+  const int failure = guarded([&] {
+    std::vector<uint16_t> byte_sums(hyper::kStates);
+    hyper::fill_byte_sums(multiplier, byte_sums.data());
+    result = hyper_shift_encode_observable(tiles, n, bits, survivor_bits, byte_sums.data(), threads, codes);
+  });
+  return failure == HYPER_OK ? result : failure;
 }
 
 int hyper_shift_decode(const uint32_t* codes, int64_t n, int bits, uint32_t multiplier, int threads, float* tiles) {
   if (n < 0 || bits < 1 || bits > 8 || multiplier % 2 == 0 || threads < 1) return HYPER_ERROR_ARGUMENT;
   if (n == 0) return HYPER_OK;
   if (tiles == nullptr || codes == nullptr) return HYPER_ERROR_ARGUMENT;
-  return guarded([&] { hyper::decode_tiles(codes, n, bits, multiplier, threads, tiles); });
+  return guarded([&] { hyper::decode_tiles(codes, n, bits, multiplier, clamped(threads), tiles); });
 }
 
 int hyper_shift_matmul(const hyper_shift_plan* plan, const uint32_t* codes, const uint16_t* scale,
@@ -109,9 +131,26 @@ int hyper_shift_matmul(const hyper_shift_plan* plan, const uint32_t* codes, cons
     return HYPER_ERROR_ARGUMENT;
   }
   return guarded([&] {
-    hyper::multiply_shift(*plan, codes, scale, out_scale, x, dtype, tokens, int8 != 0, threads, y);
+    hyper::multiply_shift(*plan, codes, scale, out_scale, x, dtype, tokens, int8 != 0, clamped(threads), y);
   });
 }
+
+int hyper_shift_matmul_dense(const hyper_shift_plan* plan, const uint32_t* codes, const uint16_t* scale,
+                             const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, int threads,
+                             void* y) {
+  if (!valid(plan) || !valid_dtype(dtype) || tokens < 0 || threads < 1) return HYPER_ERROR_ARGUMENT;
+  if (tokens == 0) return HYPER_OK;
+  if (codes == nullptr || scale == nullptr || out_scale == nullptr || x == nullptr || y == nullptr) {
+    return HYPER_ERROR_ARGUMENT;
+  }
+  bool supported = false;
+  const int failure = guarded([&] {
+    supported = hyper::multiply_shift_dense(*plan, codes, scale, out_scale, x, dtype, tokens, clamped(threads), y);
+  });
+  return failure != HYPER_OK ? failure : supported ? HYPER_OK : HYPER_ERROR_ISA;
+}
+
+int64_t hyper_shift_dense_tokens(void) { return hyper::dense_tokens(); }
 
 int hyper_shift_rotate(const hyper_shift_plan* plan, const void* x, int dtype, int64_t tokens, int threads,
                        void* rotated, int rotated_dtype, float* sums) {
@@ -120,7 +159,7 @@ int hyper_shift_rotate(const hyper_shift_plan* plan, const void* x, int dtype, i
   }
   if (tokens == 0) return HYPER_OK;
   if (x == nullptr || rotated == nullptr || sums == nullptr) return HYPER_ERROR_ARGUMENT;
-  return guarded([&] { hyper::rotate_tokens(*plan, x, dtype, tokens, threads, rotated, rotated_dtype, sums); });
+  return guarded([&] { hyper::rotate_tokens(*plan, x, dtype, tokens, clamped(threads), rotated, rotated_dtype, sums); });
 }
 
 int hyper_shift_decode_rows(const hyper_shift_plan* plan, const uint32_t* codes, int64_t first_tile, int64_t tiles,
@@ -130,7 +169,7 @@ int hyper_shift_decode_rows(const hyper_shift_plan* plan, const uint32_t* codes,
   }
   if (tiles == 0) return HYPER_OK;
   if (codes == nullptr || rows == nullptr) return HYPER_ERROR_ARGUMENT;
-  return guarded([&] { hyper::decode_rows(*plan, codes, first_tile, tiles, threads, rows, rows_dtype); });
+  return guarded([&] { hyper::decode_rows(*plan, codes, first_tile, tiles, clamped(threads), rows, rows_dtype); });
 }
 
 int hyper_shift_finish(const hyper_shift_plan* plan, const void* product, int product_dtype, int64_t first_tile,
@@ -148,7 +187,18 @@ int hyper_shift_finish(const hyper_shift_plan* plan, const void* product, int pr
     return HYPER_ERROR_ARGUMENT;
   }
   return guarded([&] {
-    hyper::finish_tokens(*plan, product, product_dtype, first_tile, tiles, sums, scale, out_scale, tokens, threads, y,
+    hyper::finish_tokens(*plan, product, product_dtype, first_tile, tiles, sums, scale, out_scale, tokens, clamped(threads), y,
                          dtype);
   });
+}
+
+int hyper_winding_nearest(const float* points, int64_t n, const float* nodes, int64_t num_nodes, int threads,
+                          int32_t* index) {
+  if (n < 0 || num_nodes < 1 || num_nodes > INT32_MAX || threads < 1) return HYPER_ERROR_ARGUMENT;
+  if (n == 0) return HYPER_OK;
+  if (points == nullptr || nodes == nullptr || index == nullptr) return HYPER_ERROR_ARGUMENT;
+  bool finite = true;
+  const int failure =
+      guarded([&] { finite = hyper::nearest_nodes(points, n, nodes, num_nodes, clamped(threads), index); });
+  return failure != HYPER_OK ? failure : finite ? HYPER_OK : HYPER_ERROR_NON_FINITE;
 }

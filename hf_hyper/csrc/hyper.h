@@ -1,8 +1,8 @@
 // Plain C interface of the compiled core: pointers, 64-bit sizes, int results.
 //
 // Every function that can fail returns HYPER_OK or a negative HYPER_ERROR_*. Arrays are C-contiguous. `threads` is
-// the number of threads to work on the call, at least 1; results never depend on it, and only products of activations
-// depend on the instruction set.
+// the number of threads to work on the call, at least 1 (beyond 256 counts as 256); results never depend on it, and only
+// products of activations depend on the instruction set.
 #pragma once
 
 #include <stdint.h>
@@ -22,6 +22,7 @@ enum {
   HYPER_ERROR_ARGUMENT = -1,    // a size, rate or pointer outside its documented range
   HYPER_ERROR_NON_FINITE = -2,  // an input weight is NaN or infinite
   HYPER_ERROR_MEMORY = -3,      // workspace could not be allocated
+  HYPER_ERROR_INTERNAL = -5,    // anything else; a bug
   HYPER_ERROR_ISA = -4,         // this machine or this build lacks the instruction set asked for
 };
 
@@ -33,6 +34,16 @@ HYPER_API const char* hyper_isa(void);
 
 // Uses the named instruction set from now on ("auto": the best one). Not to be called while other calls run.
 HYPER_API int hyper_set_isa(const char* name);
+
+// Whether hyper_set_isa would succeed; changes nothing.
+HYPER_API int hyper_has_isa(const char* name);
+
+// Instruction set of products of activations: a lesser one where the machine has only part of hyper_isa()'s family.
+HYPER_API const char* hyper_matmul_isa(void);
+
+// Runs all later calls on the threads of an OpenMP runtime that the process uses anyway: the address of its
+// GOMP_parallel. Null: threads of our own. A forked child always uses its own.
+HYPER_API void hyper_use_openmp(void* gomp_parallel);
 
 // Encodes tiles of 256 weights as circular bit strings of `shift`, format 1.
 //   tiles          [n, 256] float32, weights in units of value(state), whose variance is one
@@ -80,6 +91,14 @@ typedef struct hyper_shift_plan {
 HYPER_API int hyper_shift_matmul(const hyper_shift_plan* plan, const uint32_t* codes, const uint16_t* scale,
                                  const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, int int8,
                                  int threads, void* y);
+
+// The same for many tokens: every output tile is decoded once for up to 512 of them. Rotated activations and byte sums are
+// rounded to bfloat16. HYPER_ERROR_ISA where hyper_shift_dense_tokens() is 0.
+HYPER_API int hyper_shift_matmul_dense(const hyper_shift_plan* plan, const uint32_t* codes, const uint16_t* scale,
+                                       const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, int threads,
+                                       void* y);
+// Most tokens for which it beats the product below; it needs dot products of bfloat16 pairs.
+HYPER_API int64_t hyper_shift_dense_tokens(void);
 
 // For many tokens: y = finish(rotate(x) · decode_rows()^T), the product by a library for matrices.
 //   rotated [tokens, Q], float32 or bfloat16; sums [tokens]: of each token's rotated values, before any rounding

@@ -42,18 +42,18 @@ std::atomic<const Kernels*>& current() {
 
 const Kernels& kernels() { return *current().load(std::memory_order_relaxed); }
 
-bool select_kernels(const char* name) {
-  if (std::strcmp(name, "auto") == 0) {
-    current().store(best());
-    return true;
-  }
+const Kernels* find_kernels(const char* name) {
+  if (std::strcmp(name, "auto") == 0) return best();
   for (const Candidate& candidate : kCandidates) {
-    if (std::strcmp(candidate.kernels->name, name) == 0 && candidate.supported()) {
-      current().store(candidate.kernels);
-      return true;
-    }
+    if (std::strcmp(candidate.kernels->name, name) == 0 && candidate.supported()) return candidate.kernels;
   }
-  return false;
+  return nullptr;
+}
+
+bool select_kernels(const char* name) {
+  const Kernels* found = find_kernels(name);
+  if (found != nullptr) current().store(found);
+  return found != nullptr;
 }
 
 }  // namespace hyper

@@ -24,4 +24,7 @@ const Kernels& kernels();
 // False if the name is unknown or this machine lacks it; "auto" goes back to the best one.
 bool select_kernels(const char* name);
 
+// The table of that name, null if the name is unknown or this machine lacks it.
+const Kernels* find_kernels(const char* name);
+
 }  // namespace hyper

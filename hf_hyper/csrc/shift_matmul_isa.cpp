@@ -3,11 +3,13 @@
 #include <cstring>
 
 #include "isa.h"
+#include "shift_dense_steps.h"
 #include "shift_matmul_steps.h"
 
 namespace hyper {
 
 extern const MatmulSteps kMatmulAvx512, kMatmulAvx2, kMatmulNeon, kMatmulScalar;
+extern const DenseSteps kDenseAvx512;
 
 namespace {
 
@@ -32,6 +34,23 @@ const MatmulSteps& matmul_steps() {
 #else
   return kMatmulScalar;
 #endif
+}
+
+const DenseSteps* dense_steps() {
+#if defined(HYPER_X86)
+  static const bool supported = __builtin_cpu_supports("avx512bf16");
+  if (supported && &matmul_steps() == &kMatmulAvx512) return &kDenseAvx512;
+#endif
+  return nullptr;
+}
+
+int64_t dense_tokens() {
+  if (dense_steps() == nullptr) return 0;
+#if defined(HYPER_X86)
+  // Matrix units, which only the host library uses, win once there are enough tokens to fill them.
+  if (__builtin_cpu_supports("amx-bf16")) return 64;
+#endif
+  return INT64_MAX;
 }
 
 }  // namespace hyper

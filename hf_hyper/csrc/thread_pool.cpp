@@ -20,7 +20,6 @@
 namespace hyper {
 namespace {
 
-constexpr int kMaxWorkers = 255;
 constexpr int kSpins = 2000;  // about 20 microseconds
 
 inline void relax() {
@@ -40,6 +39,15 @@ void wait_until(std::mutex& mutex, std::condition_variable& signal, Done done) {
   }
   std::unique_lock<std::mutex> lock(mutex);
   signal.wait(lock, done);
+}
+
+std::exception_ptr call(const std::function<void()>& job) {
+  try {
+    job();
+    return nullptr;
+  } catch (...) {
+    return std::current_exception();
+  }
 }
 
 class Pool {
@@ -71,15 +79,6 @@ class Pool {
   }
 
  private:
-  static std::exception_ptr call(const std::function<void()>& job) {
-    try {
-      job();
-      return nullptr;
-    } catch (...) {
-      return std::current_exception();
-    }
-  }
-
   // Workers are detached and the pool is never destroyed, so nothing has to be joined when the process ends.
   int ensure_workers(int wanted) {
     while (workers_ < wanted) {
@@ -136,14 +135,43 @@ Pool& pool() {
   return *found;
 }
 
+std::atomic<GompParallel> openmp{nullptr};
+std::atomic<int> openmp_process{0};  // OpenMP runtimes do not survive a fork
+
+struct Team {
+  const std::function<void()>& job;
+  std::mutex mutex;
+  std::exception_ptr failure;
+
+  static void work(void* data) {
+    Team& team = *static_cast<Team*>(data);
+    if (std::exception_ptr failure = call(team.job)) {
+      std::lock_guard<std::mutex> lock(team.mutex);
+      team.failure = failure;
+    }
+  }
+};
+
 }  // namespace
 
+void use_openmp(GompParallel parallel) {
+  openmp_process.store(static_cast<int>(getpid()));
+  openmp.store(parallel);
+}
+
 void run_on_threads(int threads, const std::function<void()>& job) {
-  const int helpers = threads - 1 < kMaxWorkers ? threads - 1 : kMaxWorkers;
-  if (helpers <= 0) {
+  if (threads <= 1) {
     job();
+    return;
+  }
+  if (threads > kMaxThreads) threads = kMaxThreads;
+  const GompParallel parallel = openmp.load();
+  if (parallel != nullptr && openmp_process.load() == static_cast<int>(getpid())) {
+    Team team{job, {}, nullptr};
+    parallel(Team::work, &team, static_cast<unsigned>(threads), 0);
+    if (team.failure) std::rethrow_exception(team.failure);
   } else {
-    pool().run(helpers, job);
+    pool().run(threads - 1, job);
   }
 }
 

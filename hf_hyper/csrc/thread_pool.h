@@ -1,8 +1,10 @@
 // A small persistent pool of threads, shared by all kernels of the core.
 //
-// OpenMP would bring a second runtime beside torch's, with its own spinning threads. Here workers spin for some
-// microseconds after a job, then sleep on a condition variable. Work is dealt by an atomic counter, so any number of
-// threads, one included, finishes any job.
+// Workers spin for some microseconds after a job, then sleep on a condition variable. Work is dealt by an atomic counter,
+// so any number of threads, one included, finishes any job.
+//
+// Linking OpenMP would bring a second runtime beside that of the host library, whose threads spin for milliseconds after
+// their work while ours wait for a processor. So where the host names its runtime, jobs run on the threads of that one.
 #pragma once
 
 #include <atomic>
@@ -34,5 +36,13 @@ class WorkCounter {
 // call must draw its work from a shared WorkCounter. When another thread is inside, job() runs on the caller alone. An
 // exception thrown by any call is rethrown here once all have ended.
 void run_on_threads(int threads, const std::function<void()>& job);
+
+constexpr int kMaxThreads = 256;
+
+// void GOMP_parallel(void (*call)(void*), void* data, unsigned threads, unsigned flags)
+using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+// Runs later jobs in teams of this runtime; null: on workers of our own. Not to be called while jobs run.
+void use_openmp(GompParallel parallel);
 
 }  // namespace hyper

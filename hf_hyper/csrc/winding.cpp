@@ -14,6 +14,8 @@
 //     +-----+-----+--+--+          into the neighbour's cell still finds its node.
 //
 // Lists are made by halving: those of four quarters come from that of the whole.
+#include "winding.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -21,7 +23,6 @@
 #include <new>
 #include <vector>
 
-#include "hyper.h"
 #include "thread_pool.h"
 
 namespace hyper {
@@ -30,6 +31,7 @@ namespace {
 constexpr int kMaxHalvings = 10;      // of the first grid
 constexpr int kFineHalvings = 2;      // of the grids that refine a cell
 constexpr int kLongList = 12;         // lists up to this length are not refined
+constexpr size_t kEntriesPerNode = 64;  // in all lists together, about: nodes on a circle are all near its centre
 constexpr size_t kRivals = 128;       // entries of a list among which the one to beat is sought
 constexpr int64_t kRun = 4096;        // points dealt to a thread at a time
 constexpr double kOverlap = 0.01;     // of a cell's side, by which it is tested larger
@@ -42,7 +44,7 @@ struct Rectangle {
 };
 
 struct Cell {
-  int32_t first;  // place of its list in entries_, or the grid that refines it
+  uint32_t first;  // place of its list in entries_, or the grid that refines it
   int32_t count;  // length of its list, or -1
 };
 
@@ -69,6 +71,7 @@ class NodeGrids {
     const int64_t wanted = std::min(2 * count, points);
     int halvings = 0;
     while (halvings < kMaxHalvings && int64_t{1} << (2 * halvings) < wanted) ++halvings;
+    most_entries_ = kEntriesPerNode * static_cast<size_t>(std::max(count, wanted));
     add_grid(bounds, halvings, all);
     // Breadth first, so that the limit on cells drops the finest grids.
     const size_t most_cells = static_cast<size_t>(8 * wanted) + cells_.size();
@@ -76,11 +79,12 @@ class NodeGrids {
     for (size_t grid = 0; grid < grids_.size(); ++grid) {
       const Grid coarse = grids_[grid];
       for (int cell = 0; cell < coarse.side * coarse.side && cells_.size() < most_cells; ++cell) {
+        if (entries_.size() > most_entries_) return;
         const Cell found = cells_[coarse.first_cell + cell];
         const Rectangle area = area_of(coarse, cell % coarse.side, cell / coarse.side, 1);
         if (found.count <= kLongList || !divisible(area)) continue;
         list.assign(entries_.begin() + found.first, entries_.begin() + found.first + found.count);
-        cells_[coarse.first_cell + cell] = {static_cast<int32_t>(grids_.size()), -1};
+        cells_[coarse.first_cell + cell] = {static_cast<uint32_t>(grids_.size()), -1};
         add_grid(area, kFineHalvings, list);
       }
     }
@@ -141,12 +145,16 @@ class NodeGrids {
     fill(grid, 0, 0, grid.side, list);
   }
 
-  // Writes the lists of a square of `size` cells, given one that serves all of it.
+  // Writes the lists of a square of `size` cells, given one that serves all of it. Where lists have grown too long
+  // already, all cells of the square share that one.
   void fill(const Grid& grid, int column, int row, int size, const std::vector<Entry>& list) {
-    if (size == 1) {
-      cells_[grid.first_cell + static_cast<size_t>(row) * grid.side + column] = {
-          static_cast<int32_t>(entries_.size()), static_cast<int32_t>(list.size())};
+    if (size == 1 || entries_.size() + 4 * list.size() > most_entries_) {
+      if (entries_.size() + list.size() > std::numeric_limits<uint32_t>::max()) throw std::bad_alloc();
+      const Cell shared{static_cast<uint32_t>(entries_.size()), static_cast<int32_t>(list.size())};
       entries_.insert(entries_.end(), list.begin(), list.end());
+      for (int r = row; r < row + size; ++r) {
+        std::fill_n(cells_.begin() + grid.first_cell + static_cast<size_t>(r) * grid.side + column, size, shared);
+      }
       return;
     }
     const int half = size / 2;
@@ -191,6 +199,7 @@ class NodeGrids {
   }
 
   double magnitude_;  // largest coordinate of a point
+  size_t most_entries_;  // beyond which lists are shared
   std::vector<Grid> grids_;
   std::vector<Cell> cells_;
   std::vector<Entry> entries_;  // the lists, each in ascending order of id
@@ -213,7 +222,13 @@ bool bounds_of(const float* points, int64_t n, Rectangle* bounds) {
   return poison == 0.0f;
 }
 
-void nearest_nodes(const float* points, int64_t n, const NodeGrids& grids, int threads, int32_t* index) {
+}  // namespace
+
+bool nearest_nodes(const float* points, int64_t n, const float* nodes, int64_t num_nodes, int threads,
+                   int32_t* index) {
+  Rectangle bounds, unused;
+  if (!bounds_of(points, n, &bounds) || !bounds_of(nodes, num_nodes, &unused)) return false;
+  const NodeGrids grids(nodes, num_nodes, bounds, n);
   WorkCounter work(n, kRun);
   run_on_threads(threads, [&] {
     int64_t begin, end;
@@ -221,24 +236,7 @@ void nearest_nodes(const float* points, int64_t n, const NodeGrids& grids, int t
       for (int64_t i = begin; i < end; ++i) index[i] = grids.nearest(points[2 * i], points[2 * i + 1]);
     }
   });
+  return true;
 }
 
-}  // namespace
 }  // namespace hyper
-
-int hyper_winding_nearest(const float* points, int64_t n, const float* nodes, int64_t num_nodes, int threads,
-                          int32_t* index) {
-  if (n < 0 || num_nodes < 1 || num_nodes > INT32_MAX || threads < 1) return HYPER_ERROR_ARGUMENT;
-  if (n == 0) return HYPER_OK;
-  if (points == nullptr || nodes == nullptr || index == nullptr) return HYPER_ERROR_ARGUMENT;
-  hyper::Rectangle bounds, unused;
-  if (!hyper::bounds_of(points, n, &bounds) || !hyper::bounds_of(nodes, num_nodes, &unused)) {
-    return HYPER_ERROR_NON_FINITE;
-  }
-  try {
-    hyper::nearest_nodes(points, n, hyper::NodeGrids(nodes, num_nodes, bounds, n), threads, index);
-    return HYPER_OK;
-  } catch (const std::bad_alloc&) {
-    return HYPER_ERROR_MEMORY;
-  }
-}

@@ -1,8 +1,10 @@
 """CPU implementations on the compiled core.
 
-Few tokens: one native call multiplies straight from the stored codes, rotations included, decoding every weight once
-per 8 tokens. Many tokens: the weight is decoded panel by panel to row-major integers, which torch multiplies with the
-rotated activations; memory beyond the stored tensors stays below `PANEL_WEIGHTS` numbers plus the activations.
+Three ways to multiply. Few tokens, `fused`: straight from the stored codes in float32 or int8, decoding every weight
+once per 8 tokens. More, `dense`: every tile is decoded once into the cache and multiplied as bfloat16; for bfloat16
+activations, where the processor has dot products of bfloat16. Otherwise `panels`: the weight is decoded panel by panel
+to row-major integers, which torch multiplies with the rotated activations; memory beyond the stored tensors stays below
+`PANEL_WEIGHTS` numbers plus the activations.
 
 Panels are in bfloat16 for bfloat16 activations and in float32 for the other dtypes: bfloat16 would throw away most of
 what float16 activations hold.
@@ -25,11 +27,11 @@ from hf_hyper.rotation.hadamard import dct_matrix, odd_factors
 from hf_hyper.rotation.incoherence import output_block, signs, unrotate_weight
 from hf_hyper.scheme import TILE, TensorScheme
 
-__all__ = ["activations", "decode_shift", "matmul_shift", "set_activations"]
+__all__ = ["activations", "decode_shift", "matmul_shift", "set_activations", "way"]
 
 ACTIVATIONS = ("exact", "int8")
-FUSED_TOKENS = {torch.float32: 16, torch.bfloat16: 16, torch.float16: 16}
-"""Largest number of tokens that go through the fused product, by dtype."""
+FUSED_TOKENS = {"dense": 2, "panels": 16}
+"""Most tokens for which the fused product is faster than each other way: 4096 x 4096, 4 bits, one core of Zen 4."""
 PANEL_WEIGHTS = 1 << 21
 """Weights decoded at a time: 4 MiB in bfloat16, which stays in the last-level cache until the product reads it."""
 LEAST_BFLOAT16_WIDTH = 512
@@ -78,16 +80,31 @@ def matmul_shift(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme)
     plan = _plan(scheme)
     rows = x.reshape(-1, scheme.in_features)
     codes, scale, out_scale = tensors["codes"], tensors["scale"], tensors["out_scale"]
-    if len(rows) <= FUSED_TOKENS[x.dtype]:
+    way = _way(len(rows), x.dtype, plan)
+    if way == "fused":
         y = _native.shift_matmul(plan, codes, scale, out_scale, rows, int8=activations() == "int8")
+    elif way == "dense":
+        y = _native.shift_matmul_dense(plan, codes, scale, out_scale, rows)
     else:
         y = _matmul_panels(rows, plan, codes, scale, out_scale)
     return y.view(*x.shape[:-1], scheme.out_features)
 
 
+def way(tokens: int, dtype: torch.dtype, scheme: TensorScheme) -> str:
+    """How `matmul_shift` multiplies a number of tokens: `fused`, `dense` or `panels`."""
+    return _way(tokens, dtype, _plan(scheme))
+
+
+def _way(tokens: int, dtype: torch.dtype, plan: _native.ShiftPlan) -> str:
+    if tokens <= FUSED_TOKENS["dense"]:
+        return "fused"
+    if _narrow(dtype, plan) and tokens <= _native.dense_tokens():
+        return "dense"
+    return "fused" if tokens <= FUSED_TOKENS["panels"] else "panels"
+
+
 def _matmul_panels(x: Tensor, plan: _native.ShiftPlan, codes: Tensor, scale: Tensor, out_scale: Tensor) -> Tensor:
-    narrow = x.dtype == torch.bfloat16 and plan.padded_in >= LEAST_BFLOAT16_WIDTH
-    dtype = torch.bfloat16 if narrow else torch.float32
+    dtype = torch.bfloat16 if _narrow(x.dtype, plan) else torch.float32
     rotated, sums = _native.shift_rotate(plan, x, dtype)
     y = x.new_empty(len(x), plan.out_features)
     tiles, block = plan.padded_out // TILE, plan.output_block // TILE
@@ -98,6 +115,10 @@ def _matmul_panels(x: Tensor, plan: _native.ShiftPlan, codes: Tensor, scale: Ten
         _native.shift_decode_rows(plan, codes, first, count, panel)
         _native.shift_finish(plan, linear(rotated, panel), first, sums, scale, out_scale, y)
     return y
+
+
+def _narrow(dtype: torch.dtype, plan: _native.ShiftPlan) -> bool:
+    return dtype == torch.bfloat16 and plan.padded_in >= LEAST_BFLOAT16_WIDTH
 
 
 def _panel_space(rows: int, columns: int, dtype: torch.dtype) -> Tensor:

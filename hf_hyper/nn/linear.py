@@ -97,7 +97,11 @@ class HyperLinear(nn.Linear):
 
         Tools that upcast every parameter in place find them changed; going back to the stored dtype loses nothing.
         """
-        return [self._parameters[name].to(dtype) for name, dtype in self._dtypes.items()]  # pyright: ignore
+        parameters = self._parameters
+        return [  # a call of `to` takes longer than the comparison, and models make hundreds a token
+            tensor if (tensor := parameters[name]).dtype == dtype else tensor.to(dtype)  # pyright: ignore
+            for name, dtype in self._dtypes.items()
+        ]
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight, `[out_features, in_features]` in `dtype` (default `compute_dtype`)."""

@@ -76,6 +76,39 @@ def test_rotations_of_awkward_widths(columns: int, blocks: int, isa: str) -> Non
     check(TensorScheme("shift", 2.0, 48, columns, input_blocks=blocks), (1, 20), [torch.float32])
 
 
+needs_dense = pytest.mark.skipif(
+    _native.load() is None or _native.dense_tokens() == 0, reason="no dot products of bfloat16 pairs"
+)
+
+
+@needs_dense
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (172, 64), (130, 272), (48, 16 * 51)])
+def test_dense_product(rows: int, columns: int, bits: int) -> None:
+    scheme = TensorScheme("shift", float(bits), rows, columns)
+    tensors = random_tensors(scheme)
+    plan = cpu._plan(scheme)
+    sums = torch.empty(scheme.padded_out, scheme.padded_in, dtype=torch.bfloat16)
+    _native.shift_decode_rows(plan, tensors["codes"], 0, scheme.padded_out // TILE, sums)
+    for tokens in (1, 3, 7, 40, 517):
+        x = torch.randn(tokens, columns)
+        rotated, totals = _native.shift_rotate(plan, x, torch.bfloat16)
+        wanted = torch.empty(tokens, rows)
+        product = linear(rotated.float(), sums.float())  # the same roundings, sums in another order
+        _native.shift_finish(plan, product, 0, totals, tensors["scale"], tensors["out_scale"], wanted)
+        for threads in (1, 3):
+            got = _native.shift_matmul_dense(plan, *tensors.values(), x, threads=threads)
+            assert relative_error(got, wanted) < 1e-5, (tokens, threads)
+
+
+@needs_dense
+def test_dense_product_is_taken_for_bfloat16() -> None:
+    scheme = TensorScheme("shift", 4.0, 64, 576)
+    assert [cpu.way(tokens, torch.bfloat16, scheme) for tokens in (1, 2, 3, 64)] == ["fused"] * 2 + ["dense"] * 2
+    assert [cpu.way(tokens, torch.float32, scheme) for tokens in (16, 17)] == ["fused", "panels"]
+    check(scheme, (3, 64, 600), [torch.bfloat16])
+
+
 @pytest.mark.parametrize("bits", [1, 4, 5, 8])
 @pytest.mark.parametrize("tokens", [1, 2, 3, 8, 11])
 def test_int8_activations(tokens: int, bits: int, isa: str) -> None:

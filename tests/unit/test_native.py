@@ -164,12 +164,12 @@ def test_threads_survive_a_fork() -> None:
 
 def test_environment_switches_the_core_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HYPER_ISA", "off")
-    _native._find.cache_clear()
+    _native.find.cache_clear()
     try:
         assert _native.load() is None
         assert _native.isa() is None
         assert _native.unavailable_reason() == "HF_HYPER_ISA=off switches the compiled core off"
     finally:
         monkeypatch.undo()
-        _native._find.cache_clear()
+        _native.find.cache_clear()
     assert _native.load() is not None

@@ -1,0 +1,263 @@
+"""Whole models through `generate` on a CPU: tokens per second, time to the first token, peak resident memory.
+
+    python -m hf_hyper.bench.generate --model DIR [--compressed DIR] [--gguf NAME=FILE ...] [--json OUT]
+    python -m hf_hyper.bench.generate --shape llama-1b [--bits 4] [--json OUT]
+
+`--model` is an uncompressed folder and `--compressed` the same model compressed. `--shape` needs no files: a model of
+Llama-3.2-1B's shape whose weights and codes are random bits, which take as long as any others. Every contender loads
+and runs in a process of its own, so that its peak resident memory is its own; processes take turns, and ratios are
+taken turn by turn. A step decodes one token at batch 1 after a prompt of 32; greedy, of a fixed length, with
+transformers' default cache.
+
+| contender | what it is |
+|---|---|
+| `float32`, `bfloat16` | the uncompressed model in that dtype |
+| `exact`, `int8` | the compressed model in bfloat16, by accuracy of the rotated activations |
+| `llama.cpp NAME` | a GGUF file through llama-cpp-python, if it is installed for `--llama-python` |
+
+A contender that cannot run gives a row with the reason in `skipped`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from hf_hyper.bench.harness import environment, ratios, read_bandwidth
+from hf_hyper.config import HyperConfig
+from hf_hyper.nn.replace import hyper_modules, replace
+
+__all__ = ["main", "measure", "random_model"]
+
+PROMPT = 32
+SHAPES = {
+    "llama-1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 128256,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+    }
+}
+"""Architectures for random weights; `llama-1b` is Llama-3.2-1B's config.json."""
+
+_LLAMA_WORKER = Path(__file__).with_name("llama_cpp_worker.py")
+_UNCOMPRESSED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_ACCURACIES = ("exact", "int8")
+
+Row = dict[str, Any]
+
+
+def random_model(shape: str, dtype: torch.dtype, bits: float | None) -> PreTrainedModel:
+    """Model of an architecture in `SHAPES` with random weights, compressed with random codes unless `bits` is None."""
+    config = LlamaConfig(**SHAPES[shape])
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).to(dtype)
+        if bits is not None:
+            head, dial = model.get_output_embeddings(), HyperConfig(bits=bits)
+            names = {name for name, module in model.named_modules() if module is head}
+            replace(
+                model, lambda name, *size: None if name in names else dial.scheme(*size), dtype=dtype, placeholder=False
+            )
+    rotary = type(model.model.rotary_emb)
+    model.to_empty(device="cpu")
+    model.model.rotary_emb = rotary(config)  # its buffers are computed, not stored
+    model.tie_weights()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            nn.init.uniform_(parameter, -0.02, 0.02)
+    for _, layer in hyper_modules(model):
+        layer.store(
+            {"codes": torch.randint(-(2**31), 2**31 - 1, layer.get_parameter("codes").shape, dtype=torch.int32)}
+        )
+    return model.eval()
+
+
+def measure(model: PreTrainedModel, tokens: int, repeats: int) -> dict[str, Any]:
+    """Seconds of a step and of the first token, one entry a repeat.
+
+    Args:
+        model: A causal language model.
+        tokens: Steps after the first token.
+        repeats: Repeats, after one that is not counted.
+    """
+    prompt = torch.randint(0, model.config.vocab_size, (1, PROMPT), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(prompt)
+
+    def seconds(count: int) -> float:
+        started = time.perf_counter()
+        with torch.inference_mode():
+            model.generate(
+                prompt,
+                attention_mask=mask,
+                max_new_tokens=count,
+                min_new_tokens=count,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        return time.perf_counter() - started
+
+    seconds(2)
+    first, step = [], []
+    for _ in range(repeats):
+        first.append(seconds(1))
+        step.append((seconds(1 + tokens) - first[-1]) / tokens)
+    return {"first_token": first, "step": step, "bytes_read": _bytes_read(model)}
+
+
+def _bytes_read(model: PreTrainedModel) -> int:
+    """Bytes of weights that a step reads: all but the input embedding, unless it is the output head as well."""
+    embedding = model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    skipped = embedding.nbytes if head is not None and head.weight is not embedding else 0
+    return sum(parameter.nbytes for parameter in model.parameters()) - skipped
+
+
+def _load(given: argparse.Namespace, contender: str) -> PreTrainedModel:
+    dtype = _UNCOMPRESSED.get(contender, torch.bfloat16)
+    if given.shape:
+        return random_model(given.shape, dtype, None if contender in _UNCOMPRESSED else given.bits)
+    folder = given.model if contender in _UNCOMPRESSED else given.compressed
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+
+
+def _work(given: argparse.Namespace) -> None:
+    """Measure one contender in this process and print the result as one line of JSON."""
+    torch.manual_seed(0)
+    torch.set_num_threads(given.threads)
+    found = measure(_load(given, given.worker), given.tokens, given.repeats)
+    unit = 1 if sys.platform == "darwin" else 1024
+    print(json.dumps({**found, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}))
+
+
+def _run(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    """Last line of a worker's output, or `skipped` with the last line of its errors."""
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    if finished.returncode:
+        return {"skipped": (finished.stderr.strip().splitlines() or [f"exit status {finished.returncode}"])[-1]}
+    return json.loads(finished.stdout.strip().splitlines()[-1])
+
+
+def _commands(given: argparse.Namespace) -> dict[str, tuple[list[str], dict[str, str]]]:
+    common = [f"--{name}={getattr(given, name)}" for name in ("tokens", "repeats", "threads")]
+    source = [f"--shape={given.shape}", f"--bits={given.bits}"] if given.shape else [f"--model={given.model}"]
+    if given.compressed:
+        source.append(f"--compressed={given.compressed}")
+    own = [sys.executable, "-m", "hf_hyper.bench.generate", *common, *source]
+    ours = _ACCURACIES if given.shape or given.compressed else ()
+    commands = {name: ([*own, f"--worker={name}"], {"HF_HYPER_ACTIVATIONS": name}) for name in ours}
+    commands |= {name: ([*own, f"--worker={name}"], {}) for name in _UNCOMPRESSED}
+    for named in given.gguf:
+        name, _, file = named.partition("=")
+        arguments = [file, given.tokens, given.repeats, given.threads, PROMPT]
+        commands[f"llama.cpp {name}"] = ([given.llama_python, str(_LLAMA_WORKER), *map(str, arguments)], {})
+    return commands
+
+
+def compare(given: argparse.Namespace) -> list[Row]:
+    """Rows of all contenders against every other that is not ours; see the module."""
+    commands = _commands(given)
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+    for turn in range(given.turns):
+        for name, (command, variables) in commands.items():
+            turns[name].append(_run(command, variables))
+            print(f"turn {turn + 1}: {name} {_summary(turns[name][-1])}", file=sys.stderr, flush=True)
+    bandwidth = read_bandwidth(given.threads)
+    rows: list[Row] = []
+    facts = {"threads": given.threads, "read_bandwidth": bandwidth, **environment("transformers")}
+    label = given.shape or Path(given.model).name
+    bits = _bits(given)
+    for name, found in turns.items():
+        base = {"op": "generate", "shape": label, "M": 1, "bits": bits if name in _ACCURACIES else None}
+        failed = next((result["skipped"] for result in found if "skipped" in result), None)
+        if failed is not None:
+            rows.append({**base, "kernel": name, "baseline": None, "skipped": failed, **facts})
+            continue
+        steps = [statistics.median(result["step"]) for result in found]
+        step, read = statistics.median(steps), found[0]["bytes_read"]
+        own = {
+            "kernel": name,
+            "seconds_median": step,
+            "tokens_per_second": 1 / step,
+            "first_token_seconds": statistics.median(statistics.median(result["first_token"]) for result in found),
+            "peak_bytes": statistics.median(result["peak_bytes"] for result in found),
+            "gigabytes_per_second": read / step / 1e9,
+            "bandwidth_share": read / step / bandwidth,
+        }
+        for baseline, others in turns.items():
+            if baseline in (name, *_ACCURACIES) or any("skipped" in result for result in others):
+                continue
+            other = [statistics.median(result["step"]) for result in others]
+            ratio = {"baseline": baseline, "baseline_seconds_median": statistics.median(other), **ratios(other, steps)}
+            rows.append({**base, **own, **ratio, **facts})
+    return rows
+
+
+def _bits(given: argparse.Namespace) -> float | None:
+    if given.compressed:
+        return json.loads((Path(given.compressed) / "config.json").read_text())["quantization_config"]["bits"]
+    return given.bits if given.shape else None
+
+
+def _summary(result: dict[str, Any]) -> str:
+    if "skipped" in result:
+        return f"skipped: {result['skipped']}"
+    return f"{1 / statistics.median(result['step']):.1f} tokens/s, peak {result['peak_bytes'] / 1e6:.0f} MB"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; see the module."""
+    parser = argparse.ArgumentParser(prog="python -m hf_hyper.bench.generate", description="Speed of whole models.")
+    parser.add_argument("--model", help="uncompressed model folder")
+    parser.add_argument("--compressed", help="the same model, compressed")
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="a random model of this shape instead")
+    parser.add_argument("--bits", type=float, default=4, help="bits per weight of a random model")
+    parser.add_argument("--gguf", nargs="*", default=[], help="NAME=FILE, such as Q4_K_M=model.gguf")
+    parser.add_argument("--llama-python", default=sys.executable, help="interpreter that has llama-cpp-python")
+    parser.add_argument("--tokens", type=int, default=48, help="steps after the first token")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats in a process")
+    parser.add_argument("--turns", type=int, default=3, help="processes of every contender")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of every contender")
+    parser.add_argument("--json", type=Path, help="write all rows to this file")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if bool(given.model) == bool(given.shape):
+        parser.error("give either --model or --shape")
+    if given.worker:
+        _work(given)
+        return 0
+    rows = compare(given)
+    for row in rows:
+        if row["baseline"] is None:
+            print(f"{row['kernel']:<18} skipped: {row['skipped']}")
+            continue
+        print(
+            f"{row['shape']:<12} {row['kernel']:<18} {row['tokens_per_second']:7.2f} tokens/s, first token "
+            f"{row['first_token_seconds']:.3f} s, peak {row['peak_bytes'] / 1e6:6.0f} MB, "
+            f"{row['gigabytes_per_second']:5.1f} GB/s ({row['bandwidth_share']:4.0%})  {row['baseline']:<18} "
+            f"x{row['ratio_median']:.2f} [{row['ratio_min']:.2f}, {row['ratio_max']:.2f}]"
+        )
+    if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
