@@ -90,6 +90,23 @@ def decode_winding(
     return matrix[:, :columns]
 
 
+def decode_layout(matrix: np.ndarray, mask: np.ndarray | None, shape: tuple[int, ...], fields: dict) -> np.ndarray:
+    """The weight of section "Layout"."""
+    if "pruned" not in fields:
+        return matrix.reshape(shape)
+    pruned, width = fields["pruned"], fields["pruned"]["mask_width"]
+    assert mask is not None
+    string, weight, place, stored = bits_of(mask), np.zeros(math.prod(shape)), 0, 0
+    for i in range(pruned["mask_codes"]):
+        number = int(string[i * width : (i + 1) * width], 2)
+        place += number
+        if number < 2**width - 1:
+            weight[place] = matrix.flatten()[stored]
+            place, stored = place + 1, stored + 1
+    assert stored == pruned["kept"]
+    return weight.reshape(shape)
+
+
 def decode_incoherence(
     matrix: np.ndarray, out_scale: np.ndarray, columns: int, seed: int, input_blocks: int
 ) -> np.ndarray:

@@ -28,7 +28,7 @@ from torch import Tensor
 from hf_hyper.errors import ConfigError
 from hf_hyper.hyperfunctions.base import TensorSpec
 from hf_hyper.packing import unpack, words_per_row
-from hf_hyper.scheme import TensorScheme
+from hf_hyper.scheme import TILE, TensorScheme
 
 __all__ = ["DIRECTIONS", "PAIR", "Winding", "WindingOptions", "code_width", "direction", "nodes"]
 
@@ -222,6 +222,15 @@ class Winding:
             "centre": TensorSpec((PAIR,), torch.float32),
             "shell_side": TensorSpec((scheme.option("num_shells") + 1,), torch.float32),
         }
+
+    def take(
+        self, tensors: Mapping[str, Tensor], scheme: TensorScheme, tiles: Tensor
+    ) -> tuple[dict[str, Tensor], TensorScheme]:
+        """Rows of codes; see `base.Hyperfunction.take`."""
+        rows = (tiles.unsqueeze(1) * TILE + torch.arange(TILE, device=tiles.device)).flatten()
+        rows = rows.clamp(max=len(tensors["codes"]) - 1)
+        part = dataclasses.replace(scheme, out_features=len(rows))
+        return {**tensors, "codes": tensors["codes"][rows]}, part
 
     def decode(self, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:
         """`centre + shell_side[shell] * coordinate(node)`; bit patterns that are no code decode in the last shell.
