@@ -107,16 +107,16 @@ class HyperConfig(QuantizationConfigMixin):
         self.winding = _winding_options(self.winding)
         hyperfunctions.get(self.hyperfunction).resolve(self.bits, self._options())
 
-    def scheme(self, out_features: int, in_features: int) -> TensorScheme:
-        """Scheme for a new weight of the given shape."""
+    def scheme(self, out_features: int, in_features: int, bits: float | None = None) -> TensorScheme:
+        """Scheme for a new weight of the given shape, at a rate of its own if `bits` is given."""
         hyperfunction = hyperfunctions.get(self.hyperfunction)
-        bits, options = hyperfunction.resolve(self.bits, self._options())
+        bits, options = hyperfunction.resolve(self.bits if bits is None else bits, self._options())
         return TensorScheme(
             hyperfunction=self.hyperfunction,
             bits=bits,
             out_features=out_features,
             in_features=in_features,
-            incoherence=hyperfunction.incoherence,
+            incoherence=hyperfunction.incoherence or (self.winding is not None and self.winding.incoherence),
             seed=self.seed,
             options=options,
         )

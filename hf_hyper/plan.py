@@ -8,6 +8,8 @@ Everything that decides is here and in writing:
   least is taken.
 - A weight of which one eighth or more is exactly zero counts as pruned: its zeros are kept, unless storing it whole
   takes fewer bits.
+- `winding` with `loss_max` takes the fewest bits a code that keep the mean absolute error within that bound; where not
+  even all the bits do, the weight stays as it is.
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from hf_hyper import codec
 from hf_hyper.config import HyperConfig
+from hf_hyper.hyperfunctions.winding import code_width
 from hf_hyper.layout import MASK, Layout, prune
 from hf_hyper.scheme import TensorScheme
 
@@ -79,21 +82,48 @@ def plan_shape(config: HyperConfig, shape: tuple[int, ...], reshapable: bool) ->
     return plans[chosen] if cost[chosen] < LEAST_GAIN else None
 
 
-def plan_weight(config: HyperConfig, weight: Tensor, plan: Plan) -> Plan:
-    """Plan for a weight that is known: that for its shape, or one that keeps its zeros.
+def plan_weight(config: HyperConfig, weight: Tensor, plan: Plan) -> Plan | None:
+    """Plan for a weight that is known: that for its shape, one that keeps its zeros, one that meets a loss bound.
 
     Args:
         config: What the user asked for.
         weight: Floating point, of the shape of the plan.
         plan: From `plan_shape`.
+
+    Returns:
+        The plan, or None where the weight is to stay as it is.
     """
     kept = int(weight.count_nonzero())
-    if kept == 0 or kept > (1 - PRUNED) * weight.numel():
+    if 0 < kept <= (1 - PRUNED) * weight.numel():
+        layout, mask = prune(weight)
+        pruned = dataclasses.replace(_plan(config, layout), mask=mask)
+        cost: Callable[[Plan], float] = lambda plan: bits_per_weight(plan.scheme, plan.layout)  # noqa: E731
+        plan = pruned if cost(pruned) <= cost(plan) else plan
+    if config.winding is None or config.winding.loss_max is None:
         return plan
-    layout, mask = prune(weight)
-    pruned = dataclasses.replace(_plan(config, layout), mask=mask)
-    cost: Callable[[Plan], float] = lambda plan: bits_per_weight(plan.scheme, plan.layout)  # noqa: E731
-    return pruned if cost(pruned) <= cost(plan) else plan
+    return _least(config, weight, plan, config.winding.loss_max)
+
+
+def _least(config: HyperConfig, weight: Tensor, plan: Plan, loss_max: float) -> Plan | None:
+    """The plan with the fewest bits a code whose mean absolute error is at most `loss_max`, by bisection."""
+    matrix = plan.layout.to_matrix(weight).float()
+    most = code_width(plan.scheme)
+    winding = config.winding
+    assert winding is not None
+    fixed = winding.num_points is not None  # the number of points decides the width
+    low = most if fixed else ((winding.num_shells + 1) * 2 - 1).bit_length()
+    best, high = None, most
+    while low <= high:
+        width = most if best is None else (low + high) // 2  # all bits first: a weight that they fail stays
+        scheme = config.scheme(*plan.layout.matrix, bits=width / winding.dimension)
+        decoded = codec.dequantize(codec.quantize(matrix, scheme, config.effort), scheme)
+        if float((decoded - matrix).abs().sum()) <= loss_max * weight.numel():
+            best, high = dataclasses.replace(plan, scheme=scheme), width - 1
+        elif best is None:
+            return None
+        else:
+            low = width + 1
+    return best
 
 
 def _plan(config: HyperConfig, layout: Layout) -> Plan:

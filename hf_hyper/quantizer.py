@@ -12,6 +12,7 @@ weights; the sentinel turns that into an error.
 # pyright: reportIncompatibleMethodOverride=false, reportPrivateImportUsage=false
 
 import copy
+import functools
 import re
 import time
 from importlib.metadata import version
@@ -166,6 +167,9 @@ class HyperHfQuantizer(HfQuantizer):
             self.progress = None
         if self.failure is not None:
             raise self.failure
+        if not any(hyper_modules(model)):
+            loss_max = getattr(self.quantization_config.winding, "loss_max", None)
+            raise ConfigError(f"no weight meets loss_max {loss_max}; raise it or bits, or load without HyperConfig")
         for name, layer in list(hyper_modules(model)):
             if "weight" in layer._parameters:
                 self._leave_out(model, name, layer)
@@ -239,13 +243,18 @@ class HyperQuantize(ConversionOps):
                 results[target] = tensor
                 continue
             stored = self._store(name, layer, tensor.T if layer.transposed_weight else tensor)
+            if stored is None:
+                results[target] = tensor
+                _keep_plain(model, name, layer, missing_keys)
+                continue
             results.update({f"{name}.{key}": tensor for key, tensor in stored.items()})
             layer._parameters.pop("weight", None)
             if missing_keys is not None:
                 missing_keys.discard(target)
         return results
 
-    def _store(self, name: str, layer: HyperLayer, weight: Tensor) -> dict[str, Tensor]:
+    def _store(self, name: str, layer: HyperLayer, weight: Tensor) -> dict[str, Tensor] | None:
+        """Stored tensors, or None for a weight that is to stay as it is."""
         quantizer, started = self.hf_quantizer, time.perf_counter()
         config, plan = quantizer.quantization_config, quantizer.plans[name]
         assert plan is not None
@@ -253,12 +262,15 @@ class HyperQuantize(ConversionOps):
             if quantizer.failure is not None:
                 return _unfilled(layer)
             plan = plan_weight(config, weight, plan)
+            if plan is None:
+                del config.tensor_schemes[name]
+                quantizer.progress.update()
+                return None
             question = (
                 f"{plan.scheme.key},effort={config.effort},format={FORMAT_VERSION},hf-hyper={version('hf-hyper')}"
             )
-            tensors = TensorStore.current().get_or_make(
-                weight, question, lambda: plan.quantize(weight, config.effort, name)
-            )
+            make = functools.partial(plan.quantize, weight, config.effort, name)
+            tensors = TensorStore.current().get_or_make(weight, question, make)
         except HyperError as error:
             quantizer.failure = error
             return _unfilled(layer)
@@ -271,6 +283,18 @@ class HyperQuantize(ConversionOps):
         }
         quantizer.progress.update()
         return tensors
+
+
+def _keep_plain(model: nn.Module, name: str, layer: HyperLayer, missing_keys: set[str] | None) -> None:
+    """Undo the swap of a layer whose weight is to stay as it is; the loader fills in the weight, and the bias unless
+    it has been there already.
+    """
+    plain = layer.plain_layer("meta")
+    if layer.bias is not None and not layer.bias.is_meta:
+        plain.bias = layer.bias
+    model.set_submodule(name, plain)
+    for key in layer_specs(layer.scheme, layer.layout):
+        (missing_keys or set()).discard(f"{name}.{key}")
 
 
 def _unfilled(layer: HyperLayer) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ def compress_module(module: nn.Module, config: HyperConfig) -> nn.Module:
     if not made.tensor_schemes:
         raise ConfigError(
             f"no layer of {type(module).__name__} is left to compress: modules_to_not_convert excludes "
-            f"{made.modules_to_not_convert}, and layers too small to gain stay as they are"
+            f"{made.modules_to_not_convert}, and layers too small to gain, or that miss loss_max, stay as they are"
         )
     module.hyper_config = made  # pyright: ignore[reportArgumentType]
     return module
@@ -138,6 +138,8 @@ def _compressed(name: str, layer: nn.Module, config: HyperConfig) -> HyperLayer 
     if plan is None:
         return None
     plan = plan_weight(config, weight, plan)
+    if plan is None:
+        return None
     tensors = plan.quantize(weight, config.effort, name or "weight")
     config.record(name, plan.scheme, plan.layout)
     return _filled(name, layer, plan.scheme, plan.layout, tensors)

@@ -30,6 +30,11 @@ def schemes() -> dict[str, TensorScheme]:
         hyperfunction="winding", winding={"num_points": 1600, "num_shells": 3, "box_side": 0.1, "direction": "lattice"}
     ).scheme(6, 13)
     cases["winding4"] = HyperConfig(bits=4, hyperfunction="winding").scheme(6, 12)
+    for dimension in (1, 3, 4):
+        options = {"dimension": dimension, "direction": "plastic"}
+        cases[f"winding-{dimension}d"] = HyperConfig(bits=4, hyperfunction="winding", winding=options).scheme(6, 13)
+    options = {"incoherence": True, "group_size": 8}
+    cases["winding-scales"] = HyperConfig(bits=4, hyperfunction="winding", winding=options).scheme(20, 24)
     return cases
 
 

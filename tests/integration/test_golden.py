@@ -26,15 +26,15 @@ def second_opinion(tensors: dict[str, Tensor], scheme: TensorScheme) -> Tensor:
         matrix = decode_shift(codes, arrays["scale"], int(scheme.bits))
     else:
         columns = scheme.padded_in if scheme.incoherence else scheme.in_features
-        width, options = int(2 * scheme.bits), dict(scheme.options)
-        matrix = decode_winding(codes, arrays["centre"], arrays["shell_side"], width, options, columns)
+        options, scale = dict(scheme.options), arrays.get("group_scale")
+        matrix = decode_winding(codes, arrays["centre"], arrays["shell_side"], scheme.bits, options, columns, scale)
     if scheme.incoherence:
         matrix = decode_incoherence(matrix, arrays["out_scale"], scheme.in_features, scheme.seed, scheme.input_blocks)
     return torch.from_numpy(matrix[: scheme.out_features, : scheme.in_features].copy())
 
 
 def test_there_are_golden_files() -> None:
-    assert len(FILES) >= 16
+    assert len(FILES) >= 20
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
