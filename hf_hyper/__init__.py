@@ -16,6 +16,7 @@ from hf_hyper.config import HyperCompressionConfig, HyperConfig
 from hf_hyper.errors import ConfigError, FormatError, HyperError, KernelUnavailable, ShapeError
 from hf_hyper.hyperfunctions.winding import WindingOptions
 from hf_hyper.nn.linear import HyperLinear
+from hf_hyper.pipeline.module import compress_module, load_module
 from hf_hyper.quantizer import register
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "ShapeError",
     "WindingOptions",
     "__version__",
+    "compress_module",
+    "load_module",
 ]
 
 __version__ = version("hf-hyper")

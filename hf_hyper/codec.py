@@ -17,8 +17,8 @@ from hf_hyper import hyperfunctions
 from hf_hyper.encoders import encode
 from hf_hyper.errors import ShapeError
 from hf_hyper.hyperfunctions import TensorSpec
-from hf_hyper.rotation.incoherence import rotate_weight, unrotate_weight
-from hf_hyper.scheme import TensorScheme
+from hf_hyper.rotation.incoherence import output_block, rotate_weight, unrotate_rows, unrotate_weight
+from hf_hyper.scheme import TILE, TensorScheme
 
 __all__ = [
     "OUT_SCALE",
@@ -26,6 +26,7 @@ __all__ = [
     "bits_per_weight",
     "checked",
     "dequantize",
+    "dequantize_rows",
     "quantize",
     "split_rows",
     "tensor_specs",
@@ -113,6 +114,29 @@ def dequantize(tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:
     if not scheme.incoherence:
         return decoded
     return apply_out_scale(unrotate_weight(decoded, scheme), tensors[OUT_SCALE])
+
+
+def dequantize_rows(tensors: Mapping[str, Tensor], scheme: TensorScheme, rows: Tensor) -> Tensor:
+    """Some rows of the weight; only the blocks of rows that were rotated together with them are decoded.
+
+    Args:
+        tensors: As `tensor_specs(scheme)` lists them.
+        scheme: How they are stored.
+        rows: `[n]` int64 row numbers in `[0, out_features)`.
+
+    Returns:
+        `[n, in_features]` float32.
+    """
+    hyperfunction = hyperfunctions.get(scheme.hyperfunction)
+    height = output_block(scheme) if scheme.incoherence else TILE
+    blocks, place = (rows // height).unique(return_inverse=True)
+    every = (blocks.unsqueeze(1) * height + torch.arange(height, device=rows.device)).flatten()
+    taken, part = hyperfunction.take(tensors, scheme, every[::TILE] // TILE)
+    decoded = hyperfunction.decode(taken, part)
+    if not scheme.incoherence:
+        return decoded[place * height + rows % height]
+    unit = unrotate_rows(decoded, scheme, every)[place * height + rows % height]
+    return apply_out_scale(unit, tensors[OUT_SCALE][rows])
 
 
 def apply_out_scale(unit: Tensor, out_scale: Tensor) -> Tensor:

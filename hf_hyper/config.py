@@ -15,6 +15,7 @@ from hf_hyper import hyperfunctions
 from hf_hyper.encoders import EFFORTS
 from hf_hyper.errors import ConfigError, FormatError
 from hf_hyper.hyperfunctions.winding import WindingOptions
+from hf_hyper.layout import Layout
 from hf_hyper.scheme import TensorScheme
 
 __all__ = ["FORMAT_VERSION", "HyperCompressionConfig", "HyperConfig"]
@@ -37,6 +38,7 @@ class HyperConfig(QuantizationConfigMixin):
             format or the speed of the model.
         modules_to_not_convert: Names of modules that stay as they are, with transformers' semantics: None leaves the
             output head, whatever is tied to it and the last module; a list replaces that default.
+        compress_embeddings: Compress embedding tables too; those tied to another module stay as they are.
         winding: Options of `winding`, a `WindingOptions` or a dict of its fields; only with that hyperfunction.
         seed: Start of the sign generator, a non-negative 64-bit integer.
         format_version: Version of the storage format; set by the package.
@@ -58,6 +60,7 @@ class HyperConfig(QuantizationConfigMixin):
         hyperfunction: str = "shift",
         effort: str = "balanced",
         modules_to_not_convert: list[str] | None = None,
+        compress_embeddings: bool = False,
         winding: "WindingOptions | Mapping[str, Any] | None" = None,
         seed: int = 0,
         format_version: int = FORMAT_VERSION,
@@ -71,6 +74,7 @@ class HyperConfig(QuantizationConfigMixin):
         self.hyperfunction = hyperfunction
         self.effort = effort
         self.modules_to_not_convert = modules_to_not_convert
+        self.compress_embeddings = compress_embeddings
         self.winding = winding
         self.seed = seed
         self.format_version = format_version
@@ -90,6 +94,8 @@ class HyperConfig(QuantizationConfigMixin):
             raise ConfigError(f"effort is {self.effort!r}, wanted one of {', '.join(map(repr, EFFORTS))}")
         if not isinstance(seed, int) or not 0 <= seed < 2**64:
             raise ConfigError(f"seed is {seed!r}, wanted an integer from 0 to 2**64-1")
+        if not isinstance(self.compress_embeddings, bool):
+            raise ConfigError(f"compress_embeddings is {self.compress_embeddings!r}, wanted True or False")
         if isinstance(skipped, str):
             raise ConfigError(
                 f"modules_to_not_convert is the string {skipped!r}, wanted a list of module names; write [{skipped!r}]"
@@ -101,40 +107,47 @@ class HyperConfig(QuantizationConfigMixin):
         self.winding = _winding_options(self.winding)
         hyperfunctions.get(self.hyperfunction).resolve(self.bits, self._options())
 
-    def scheme(self, out_features: int, in_features: int) -> TensorScheme:
-        """Scheme for a new weight of the given shape."""
+    def scheme(self, out_features: int, in_features: int, bits: float | None = None) -> TensorScheme:
+        """Scheme for a new weight of the given shape, at a rate of its own if `bits` is given."""
         hyperfunction = hyperfunctions.get(self.hyperfunction)
-        bits, options = hyperfunction.resolve(self.bits, self._options())
+        bits, options = hyperfunction.resolve(self.bits if bits is None else bits, self._options())
         return TensorScheme(
             hyperfunction=self.hyperfunction,
             bits=bits,
             out_features=out_features,
             in_features=in_features,
-            incoherence=hyperfunction.incoherence,
+            incoherence=hyperfunction.incoherence or (self.winding is not None and self.winding.incoherence),
             seed=self.seed,
             options=options,
         )
 
-    def record(self, name: str, scheme: TensorScheme) -> None:
-        """Note in `tensor_schemes` that module `name` is stored by `scheme`; its shape is that of the module."""
+    def record(self, name: str, scheme: TensorScheme, layout: Layout | None = None) -> None:
+        """Note in `tensor_schemes` how module `name` is stored; the shape of its weight is that of the module."""
         fields = dataclasses.asdict(scheme)
         fields["options"] = dict(scheme.options)
-        self.tensor_schemes[name] = {key: fields[key] for key in _RECORDED if fields[key] != _DEFAULTS.get(key)}
+        recorded = {key: fields[key] for key in _RECORDED if fields[key] != _DEFAULTS.get(key)}
+        self.tensor_schemes[name] = recorded if layout is None else {**recorded, **layout.fields()}
 
-    def recorded(self, name: str, out_features: int, in_features: int) -> TensorScheme:
+    def recorded_layout(self, name: str, shape: tuple[int, ...]) -> Layout:
+        """Layout of the compressed module `name`, whose weight has the given shape."""
+        return Layout.from_fields(shape, self.tensor_schemes[name])
+
+    def recorded(self, name: str, *shape: int) -> TensorScheme:
         """Scheme of the compressed module `name`, whose weight has the given shape.
 
         Raises:
             FormatError: The record has fields that this version does not know.
         """
         fields = {**_DEFAULTS, **self.tensor_schemes[name]}
-        unknown = sorted(set(fields) - set(_RECORDED))
+        unknown = sorted(set(fields) - set(_RECORDED) - set(_LAYOUT))
         if unknown:
             raise FormatError(f"{name}: scheme has unknown fields {unknown}; upgrade with pip install -U hf-hyper")
         if "bits" not in fields:
             raise FormatError(f"{name}: scheme has no field 'bits'; config.json is damaged: fetch the folder again")
-        options = tuple(sorted(fields.pop("options").items()))
-        return TensorScheme(out_features=out_features, in_features=in_features, options=options, **fields)
+        options = tuple(sorted(fields["options"].items()))
+        rows, columns = self.recorded_layout(name, shape).matrix
+        scheme = {key: fields[key] for key in _RECORDED if key != "options"}
+        return TensorScheme(out_features=rows, in_features=columns, options=options, **scheme)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for `config.json`; options left at None are left out."""
@@ -151,6 +164,7 @@ class HyperConfig(QuantizationConfigMixin):
 HyperCompressionConfig = HyperConfig
 
 _RECORDED = ("hyperfunction", "bits", "incoherence", "input_blocks", "seed", "options")
+_LAYOUT = ("rows", "pruned")
 _DEFAULTS: dict[str, Any] = {
     "hyperfunction": "shift",
     "incoherence": True,

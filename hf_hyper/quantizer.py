@@ -1,6 +1,6 @@
 """transformers' view of the package: a quantizer called `hyper`. No numerics here.
 
-On the fly: linear layers of the skeleton become `HyperLinear` with a placeholder `weight`; the loader hands every
+On the fly: layers of the skeleton become `HyperLayer`s with a placeholder `weight`; the loader hands every
 weight to `HyperQuantize`, one at a time, and puts the returned tensors into the layer. Loading a compressed folder
 needs no conversion at all: the layers are built with the stored names, shapes and dtypes.
 
@@ -12,13 +12,14 @@ weights; the sentinel turns that into an error.
 # pyright: reportIncompatibleMethodOverride=false, reportPrivateImportUsage=false
 
 import copy
+import functools
 import re
 import time
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import register_quantization_config, register_quantizer
@@ -32,8 +33,10 @@ from hf_hyper.config import FORMAT_VERSION, HyperConfig
 from hf_hyper.errors import ConfigError, FormatError, HyperError
 from hf_hyper.hyperfunctions import TensorSpec
 from hf_hyper.kernels import ops
-from hf_hyper.nn.linear import HyperLinear
-from hf_hyper.nn.replace import hyper_modules, plain_layer, replace, restore
+from hf_hyper.layout import Layout
+from hf_hyper.nn.replace import hyper_modules, replace, reshapable, restore
+from hf_hyper.nn.stored import HyperLayer, layer_specs
+from hf_hyper.plan import Plan, plan_shape, plan_weight
 from hf_hyper.scheme import TensorScheme
 from hf_hyper.storage.resume import TensorStore
 
@@ -63,6 +66,7 @@ class HyperHfQuantizer(HfQuantizer):
         self.progress: Any = None
         self.failure: HyperError | None = None
         self.measured: dict[str, dict[str, float]] = {}
+        self.plans: dict[str, Plan | None] = {}
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Remember the dtype of the model: compressed layers decode into it."""
@@ -80,24 +84,29 @@ class HyperHfQuantizer(HfQuantizer):
         )
         tied = {name.rpartition(".")[0] for pair in model.all_tied_weights_keys.items() for name in pair}
 
-        def choose(name: str, out_features: int, in_features: int) -> TensorScheme | None:
+        def choose(name: str, module: nn.Module, shape: tuple[int, ...]) -> tuple[TensorScheme, Layout] | None:
             if not should_convert_module(name, skipped):
+                return None
+            if isinstance(module, nn.Embedding) and not config.compress_embeddings:
                 return None
             if name in tied:
                 logger.warning(f"{name} stays as it is: its weight is tied to another module's.")
                 return None
-            return config.scheme(out_features, in_features)
+            self.plans[name] = plan_shape(config, shape, reshapable(module))
+            plan = self.plans[name]
+            return None if plan is None else (plan.scheme, plan.layout)
 
-        schemes = replace(model, choose, dtype=self.dtype, placeholder=True)
-        if not schemes:
+        layers = replace(model, choose, dtype=self.dtype, placeholder=True)
+        if not layers:
             raise ConfigError(
-                f"no linear layer of {type(model).__name__} is left to compress: modules_to_not_convert excludes "
-                f"{sorted(skipped)}; shorten that list or load the model without HyperConfig"
+                f"no layer of {type(model).__name__} is left to compress: modules_to_not_convert excludes "
+                f"{sorted(skipped)}, and layers too small to gain stay as they are; shorten that list or load the "
+                "model without HyperConfig"
             )
-        for name, scheme in schemes.items():
-            config.record(name, scheme)
+        for name, layer in layers.items():
+            config.record(name, layer.scheme, layer.layout)
         self._mark(model)
-        self.progress = logging.tqdm(total=len(schemes), desc=f"Compressing to {config.bits:g} bits", unit="tensor")
+        self.progress = logging.tqdm(total=len(layers), desc=f"Compressing to {config.bits:g} bits", unit="tensor")
 
     def _build_recorded(self, model: PreTrainedModel) -> None:
         config = self.quantization_config
@@ -105,11 +114,11 @@ class HyperHfQuantizer(HfQuantizer):
         prefix = f"{model.base_model_prefix}."
         found: dict[str, str] = {}  # recorded name -> name in this model, which may be the base model or have a head
 
-        def choose(name: str, out_features: int, in_features: int) -> TensorScheme | None:
+        def choose(name: str, module: nn.Module, shape: tuple[int, ...]) -> tuple[TensorScheme, Layout] | None:
             for recorded in (name, prefix + name, name.removeprefix(prefix)):
                 if recorded in config.tensor_schemes:
                     found[recorded] = name
-                    return config.recorded(recorded, out_features, in_features)
+                    return config.recorded(recorded, *shape), config.recorded_layout(recorded, shape)
             return None
 
         replace(model, choose, dtype=self.dtype, placeholder=False)
@@ -137,12 +146,12 @@ class HyperHfQuantizer(HfQuantizer):
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
         """Whether the loader must hand this checkpoint tensor to `HyperQuantize`."""
         module, name = get_module_from_name(model, param_name)
-        return isinstance(module, HyperLinear) and name == "weight" and not self.pre_quantized
+        return isinstance(module, HyperLayer) and name == "weight" and not self.pre_quantized
 
     def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
         """Bytes per element for placing modules on devices; placeholders vanish, so they count nothing."""
         module, name = get_module_from_name(model, param_name)
-        return 0 if isinstance(module, HyperLinear) and name == "weight" else param.element_size()
+        return 0 if isinstance(module, HyperLayer) and name == "weight" else param.element_size()
 
     def get_quantize_ops(self) -> "HyperQuantize":
         """The operation that turns a weight into stored tensors."""
@@ -158,18 +167,21 @@ class HyperHfQuantizer(HfQuantizer):
             self.progress = None
         if self.failure is not None:
             raise self.failure
+        if not any(hyper_modules(model)):
+            loss_max = getattr(self.quantization_config.winding, "loss_max", None)
+            raise ConfigError(f"no weight meets loss_max {loss_max}; raise it or bits, or load without HyperConfig")
         for name, layer in list(hyper_modules(model)):
             if "weight" in layer._parameters:
                 self._leave_out(model, name, layer)
                 continue
-            for key, spec in codec.tensor_specs(layer.scheme).items():
+            for key, spec in layer_specs(layer.scheme, layer.layout).items():
                 parameter = layer.get_parameter(key).requires_grad_(False)
                 _check_loaded(f"{name}.{key}", parameter, spec)
         return model
 
-    def _leave_out(self, model: PreTrainedModel, name: str, layer: HyperLinear) -> None:
+    def _leave_out(self, model: PreTrainedModel, name: str, layer: HyperLayer) -> None:
         """Undo the swap of a layer for which the checkpoint has no weight: it is initialised like any other."""
-        plain = plain_layer(layer, layer.stored()[0].device)
+        plain = layer.plain_layer(layer.stored()[0].device)
         model.set_submodule(name, plain)
         model._init_weights(plain)
         del self.quantization_config.tensor_schemes[name]
@@ -227,41 +239,67 @@ class HyperQuantize(ConversionOps):
             tensor: Tensor = value[0] if isinstance(value, list) else value
             name, _, parameter = target.rpartition(".")
             layer = model.get_submodule(name)
-            if not isinstance(layer, HyperLinear) or parameter != "weight":
+            if not isinstance(layer, HyperLayer) or parameter != "weight":
                 results[target] = tensor
                 continue
-            stored = self._store(name, layer, tensor.T if layer.transposed else tensor)
+            stored = self._store(name, layer, tensor.T if layer.transposed_weight else tensor)
+            if stored is None:
+                results[target] = tensor
+                _keep_plain(model, name, layer, missing_keys)
+                continue
             results.update({f"{name}.{key}": tensor for key, tensor in stored.items()})
             layer._parameters.pop("weight", None)
             if missing_keys is not None:
                 missing_keys.discard(target)
         return results
 
-    def _store(self, name: str, layer: HyperLinear, weight: Tensor) -> dict[str, Tensor]:
-        quantizer = self.hf_quantizer
-        effort = quantizer.quantization_config.effort
-        question = f"{layer.scheme.key},effort={effort},format={FORMAT_VERSION},hf-hyper={version('hf-hyper')}"
-        started = time.perf_counter()
+    def _store(self, name: str, layer: HyperLayer, weight: Tensor) -> dict[str, Tensor] | None:
+        """Stored tensors, or None for a weight that is to stay as it is."""
+        quantizer, started = self.hf_quantizer, time.perf_counter()
+        config, plan = quantizer.quantization_config, quantizer.plans[name]
+        assert plan is not None
         try:
             if quantizer.failure is not None:
                 return _unfilled(layer)
-            tensors = TensorStore.current().get_or_make(
-                weight, question, lambda: codec.quantize(weight, layer.scheme, effort, name=name)
+            plan = plan_weight(config, weight, plan)
+            if plan is None:
+                del config.tensor_schemes[name]
+                quantizer.progress.update()
+                return None
+            question = (
+                f"{plan.scheme.key},effort={config.effort},format={FORMAT_VERSION},hf-hyper={version('hf-hyper')}"
             )
+            make = functools.partial(plan.quantize, weight, config.effort, name)
+            tensors = TensorStore.current().get_or_make(weight, question, make)
         except HyperError as error:
             quantizer.failure = error
             return _unfilled(layer)
+        if plan.layout != layer.layout or plan.scheme != layer.scheme:
+            layer.describe(plan.scheme, plan.layout, "meta")
+            config.record(name, plan.scheme, plan.layout)
         quantizer.measured[name] = {
-            "relative_error": relative_error(weight, tensors, layer.scheme),
+            "relative_error": relative_error(weight, tensors, plan),
             "seconds": time.perf_counter() - started,
         }
         quantizer.progress.update()
         return tensors
 
 
-def _unfilled(layer: HyperLinear) -> dict[str, Tensor]:
+def _keep_plain(model: nn.Module, name: str, layer: HyperLayer, missing_keys: set[str] | None) -> None:
+    """Undo the swap of a layer whose weight is to stay as it is; the loader fills in the weight, and the bias unless
+    it has been there already.
+    """
+    plain = layer.plain_layer("meta")
+    if layer.bias is not None and not layer.bias.is_meta:
+        plain.bias = layer.bias
+    model.set_submodule(name, plain)
+    for key in layer_specs(layer.scheme, layer.layout):
+        (missing_keys or set()).discard(f"{name}.{key}")
+
+
+def _unfilled(layer: HyperLayer) -> dict[str, Tensor]:
     """Something for the loader to place until the failure is raised."""
-    specs = codec.tensor_specs(layer.scheme)
+    specs = layer_specs(layer.scheme, layer.layout)
     return {key: torch.zeros(spec.shape, dtype=spec.dtype) for key, spec in specs.items()}
 
 
@@ -278,9 +316,11 @@ def _check_loaded(name: str, parameter: Tensor, spec: TensorSpec) -> None:
         )
 
 
-def relative_error(weight: Tensor, tensors: dict[str, Tensor], scheme: TensorScheme) -> float:
+def relative_error(weight: Tensor, tensors: dict[str, Tensor], plan: Plan) -> float:
     """`||W - W'||² / ||W||²` of a weight and its stored form, 0 for a weight of zeros."""
-    decoded = ops.decode([tensors[name] for name in codec.tensor_specs(scheme)], scheme.key, torch.float32)
+    scheme = plan.scheme
+    matrix = ops.decode([tensors[name] for name in codec.tensor_specs(scheme)], scheme.key, torch.float32)
+    decoded = plan.layout.from_matrix(matrix, plan.mask)
     largest = weight.abs().amax().float()
     if largest == 0:
         return 0.0

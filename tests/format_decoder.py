@@ -76,18 +76,45 @@ def decode_shift(codes: np.ndarray, scale: np.ndarray, k: int) -> np.ndarray:
 
 
 def decode_winding(
-    codes: np.ndarray, centre: np.ndarray, shell_side: np.ndarray, width: int, options: dict[str, int], columns: int
+    codes: np.ndarray,
+    centre: np.ndarray,
+    shell_side: np.ndarray,
+    bits: float,
+    options: dict[str, int],
+    columns: int,
+    group_scale: np.ndarray | None = None,
 ) -> np.ndarray:
     """C of section `winding`."""
-    pairs, points = -(-columns // 2), options["num_points"]
-    matrix = np.zeros((len(codes), 2 * pairs))
-    for r, i in np.ndindex(len(codes), pairs):
+    together = options.get("dimension", 2)
+    width, count, points = round(together * bits), -(-columns // together), options["num_points"]
+    matrix = np.zeros((len(codes), together * count))
+    for r, i in np.ndindex(len(codes), count):
         code = int(bits_of(codes[r])[i * width : (i + 1) * width], 2)
         shell, node = min(code // (points + 1), options["num_shells"]), code % (points + 1)
-        for d in range(2):
+        for d in range(together):
             turn = (node - 1) * options[f"direction_{d}"] % 2**32 / 2**32 - 0.5 if node else 0.0
-            matrix[r, 2 * i + d] = centre[d] + shell_side[shell] * turn
-    return matrix[:, :columns]
+            matrix[r, together * i + d] = centre[d] + shell_side[shell] * turn
+    matrix = matrix[:, :columns]
+    if group_scale is not None:
+        matrix = matrix * np.repeat(group_scale, options["group_size"], axis=1)[:, :columns]
+    return matrix
+
+
+def decode_layout(matrix: np.ndarray, mask: np.ndarray | None, shape: tuple[int, ...], fields: dict) -> np.ndarray:
+    """The weight of section "Layout"."""
+    if "pruned" not in fields:
+        return matrix.reshape(shape)
+    pruned, width = fields["pruned"], fields["pruned"]["mask_width"]
+    assert mask is not None
+    string, weight, place, stored = bits_of(mask), np.zeros(math.prod(shape)), 0, 0
+    for i in range(pruned["mask_codes"]):
+        number = int(string[i * width : (i + 1) * width], 2)
+        place += number
+        if number < 2**width - 1:
+            weight[place] = matrix.flatten()[stored]
+            place, stored = place + 1, stored + 1
+    assert stored == pruned["kept"]
+    return weight.reshape(shape)
 
 
 def decode_incoherence(

@@ -8,7 +8,7 @@ __all__ = ["assert_as_accurate_as", "relative_error"]
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:
     """Euclidean norm of the difference over that of `wanted`, in float64."""
-    got, wanted = got.double(), wanted.double()
+    got, wanted = got.detach().double(), wanted.detach().double()
     return float((got - wanted).norm() / wanted.norm().clamp(min=1e-300))
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from hf_hyper import _native, hyperfunctions
 from hf_hyper.bench.harness import environment, ratios
 from hf_hyper.encoders import EFFORTS, encode
-from hf_hyper.encoders.nearest import nearest_brute_force
+from hf_hyper.encoders.halving import nearest_brute_force
 from hf_hyper.errors import HyperError
 from hf_hyper.hyperfunctions.winding import DIRECTIONS, nodes
 from hf_hyper.scheme import TensorScheme

@@ -48,7 +48,7 @@ def _show(report: Report) -> None:
     for record in report.tensors:
         error = "-" if record.relative_error is None else f"{record.relative_error:.5f}"
         print(
-            f"{record.name:<{width}}  {record.shape[0]:>5} x {record.shape[1]:<5}  {record.hyperfunction:<8}  "
+            f"{record.name:<{width}}  {_shape(record.shape):>13}  {record.hyperfunction:<8}  "
             f"{record.bits:>4g}  {record.bits_per_weight:>11.3f}  {error}"
         )
     if report.tensors:
@@ -67,6 +67,13 @@ def _show(report: Report) -> None:
     print(f"total          {report.size_bytes / 1e6:.2f} MB, {ratio:.2f}x smaller than 16-bit")
     if report.relative_error is not None:
         print(f"error          {report.relative_error:.5f} of the squared norm, mean over compressed weights")
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    """`5 x 7`; the sides of a kernel are joined: `64 x 32 x 3x3`."""
+    if len(shape) == 2:
+        return f"{shape[0]:>5} x {shape[1]:<5}"
+    return f"{shape[0]} x {shape[1]} x {'x'.join(map(str, shape[2:]))}"
 
 
 def _plot(report: Report, path: str) -> None:

@@ -1,8 +1,8 @@
-"""Encoder of `winding`: choose the box and the shells, then find the nearest code of every pair of weights.
+"""Encoder of `winding`: choose the box and the shells, then find the nearest code of every point, K weights.
 
 The search is exact: the index is the one that a comparison with every node in float32 gives, lowest on a tie. The
-compiled core finds it through a tree of grids; `nearest_brute_force` compares with all of them and is the reference,
-and the only path where there is no core.
+compiled core finds it through a tree of grids for K = 2; `halving.py` for other K and where there is no core;
+`halving.nearest_brute_force` compares with all of them and is the reference.
 
 Efforts never change the format. `fast` is the rule of the released code of arXiv 2409.00592: equally spaced shells,
 the shell of a pair follows from its distance to the centre, the node is the nearest one in that shell. `balanced` and
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from hf_hyper import _native
-from hf_hyper.hyperfunctions.winding import BOX_SIDE_UNIT, PAIR, code_width, nodes
+from hf_hyper.encoders.halving import nearest_by_halving
+from hf_hyper.hyperfunctions.winding import BOX_SIDE_UNIT, GROUP_SCALE, code_width, dimension, group_size, nodes
 from hf_hyper.packing import pack
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["assign", "encode_winding", "nearest", "nearest_brute_force", "shells"]
+__all__ = ["assign", "encode_winding", "nearest", "shells"]
 
 _CANDIDATES = {"fast": 16, "balanced": 12, "best": 32}
 """Box sides tried per tensor."""
@@ -37,23 +38,27 @@ _LARGEST = float(torch.finfo(torch.float32).max)
 
 def encode_winding(weight: Tensor, scheme: TensorScheme, effort: str) -> dict[str, Tensor]:
     """Tensors of `hyperfunctions.winding.Winding` for one weight matrix; see `encoders.encode`."""
-    centre = _mean(weight)
+    scales = {}
+    if group_size(scheme):
+        weight, scales[GROUP_SCALE] = _grouped(weight, group_size(scheme))
+    together = dimension(scheme)
+    centre = _mean(weight, together)
     blocks = weight.split(max(1, 2 * _BLOCK // weight.shape[1]))
     farthest = max(float(_length(points).max()) for block in blocks for points in [_points(block, centre)])
-    sample = _points(_spread(weight, _SAMPLE[effort]), centre)
+    sample = _points(_spread(weight, _SAMPLE[effort], together), centre)
     shell_side = shells(sample, farthest, centre, scheme, effort)
     words = []
     for block in blocks:
         codes = assign(_points(block, centre), shell_side, scheme, effort)
         words.append(pack(codes.view(len(block), -1), code_width(scheme)))
-    return {"codes": torch.cat(words), "centre": centre, "shell_side": shell_side}
+    return {"codes": torch.cat(words), "centre": centre, "shell_side": shell_side, **scales}
 
 
 def assign(points: Tensor, shell_side: Tensor, scheme: TensorScheme, effort: str) -> Tensor:
     """Code of every point.
 
     Args:
-        points: `[n, 2]` float64, pairs of weights less the centre.
+        points: `[n, K]` float64, K weights each less the centre.
         shell_side: `[num_shells + 1]` float32, side of the box and of the shells, positive and not falling.
         scheme: Gives the nodes.
         effort: `fast` or another one; see the module.
@@ -80,9 +85,9 @@ def shells(sample: Tensor, farthest: float, centre: Tensor, scheme: TensorScheme
     of a geometric series.
 
     Args:
-        sample: `[n, 2]` float64, some pairs of weights less the centre.
-        farthest: Largest distance of any pair from the centre.
-        centre: `[2]` float32.
+        sample: `[n, K]` float64, some points less the centre.
+        farthest: Largest distance of any point from the centre.
+        centre: `[K]` float32.
         scheme: Gives the nodes, the number of shells and a fixed box side, if any.
         effort: Chooses the number of candidates and the spacing of the shells.
 
@@ -112,11 +117,11 @@ def shells(sample: Tensor, farthest: float, centre: Tensor, scheme: TensorScheme
 
 
 def nearest(points: Tensor, nodes: Tensor) -> Tensor:
-    """Index of the node closest to every point, the same as `nearest_brute_force` gives.
+    """Index of the node closest to every point, the same as `halving.nearest_brute_force` gives.
 
     Args:
-        points: `[n, 2]` float32, magnitudes up to 1e18.
-        nodes: `[m, 2]` float32 on the same device.
+        points: `[n, K]` float32, magnitudes up to 1e18.
+        nodes: `[m, K]` float32 on the same device.
 
     Returns:
         `[n]` int32 in `[0, m)`. The same for any number of threads and on any machine.
@@ -125,30 +130,11 @@ def nearest(points: Tensor, nodes: Tensor) -> Tensor:
         >>> nearest(torch.tensor([[0.9, 0.1]]), torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
         tensor([1], dtype=torch.int32)
     """
-    if points.device.type == "cpu":
+    if points.device.type == "cpu" and points.shape[1] == 2:
         if _native.load() is not None:
             return _native.winding_nearest(points, nodes)
         _native.say_if_absent()
-    return nearest_brute_force(points, nodes)
-
-
-def nearest_brute_force(points: Tensor, nodes: Tensor, *, chunk: int = 1 << 22) -> Tensor:
-    """Reference of `nearest`: least `dx * dx + dy * dy` in float32, the lowest index on a tie.
-
-    Args:
-        points: `[n, 2]` float32.
-        nodes: `[m, 2]` float32.
-        chunk: Distances held at a time.
-
-    Returns:
-        `[n]` int32 in `[0, m)`.
-    """
-    rows = max(1, chunk // len(nodes))
-    found = []
-    for block in points.split(rows):
-        dx, dy = (block[:, axis, None] - nodes[:, axis] for axis in range(PAIR))
-        found.append((dx * dx + dy * dy).argmin(1).int())
-    return torch.cat(found) if found else points.new_empty(0, dtype=torch.int32)
+    return nearest_by_halving(points, nodes)
 
 
 def _error(sample: Tensor, shell_side: Tensor, scheme: TensorScheme, effort: str) -> float:
@@ -160,29 +146,38 @@ def _error(sample: Tensor, shell_side: Tensor, scheme: TensorScheme, effort: str
 
 
 def _length(points: Tensor) -> Tensor:
-    return torch.hypot(points[:, 0], points[:, 1])
+    return torch.linalg.vector_norm(points, dim=1)
 
 
-def _mean(weight: Tensor) -> Tensor:
-    """Mean of the first and of the second weights of the pairs: `[2]` float32."""
-    first = weight[:, 0::PAIR].mean(dtype=torch.float64)
-    second = weight[:, 1::PAIR].mean(dtype=torch.float64) if weight.shape[1] > 1 else first
-    return torch.stack([first, second]).float()
+def _mean(weight: Tensor, together: int) -> Tensor:
+    """Mean of the first, the second, ... weights of the points: `[K]` float32; of all weights where a row has fewer."""
+    parts = [weight[:, axis::together] for axis in range(together)]
+    return torch.stack([(part if part.numel() else weight).mean(dtype=torch.float64) for part in parts]).float()
 
 
 def _points(weight: Tensor, centre: Tensor) -> Tensor:
-    """Pairs of consecutive weights less the centre, which also fills up odd rows: `[rows * pairs, 2]` float64."""
-    pairs = weight.double()
-    if weight.shape[1] % PAIR:
-        pairs = torch.cat([pairs, centre[1].double().expand(len(weight), 1)], 1)
-    return pairs.reshape(-1, PAIR) - centre.double()
+    """K consecutive weights less the centre, which also fills up the end of rows: `[rows * points, K]` float64."""
+    together, columns = len(centre), weight.shape[1]
+    points = weight.double()
+    if columns % together:
+        rest = centre[columns % together :].double()
+        points = torch.cat([points, rest.expand(len(weight), -1)], 1)
+    return points.reshape(-1, together) - centre.double()
 
 
-def _spread(weight: Tensor, pairs: int) -> Tensor:
-    """At most `pairs` pairs of weights, spread over all rows and columns and the same every time: `[n, 1 or 2]`."""
-    per_row = max(1, weight.shape[1] // PAIR)
+def _spread(weight: Tensor, points: int, together: int) -> Tensor:
+    """At most `points` points, spread over all rows and columns and the same every time: `[n, K or fewer]`."""
+    per_row = max(1, weight.shape[1] // together)
     count = len(weight) * per_row
-    turn = torch.arange(min(pairs, count), device=weight.device) * _GOLDEN & 0xFFFFFFFF
+    turn = torch.arange(min(points, count), device=weight.device) * _GOLDEN & 0xFFFFFFFF
     place = turn * count >> 32
-    columns = torch.arange(min(PAIR, weight.shape[1]), device=weight.device)
-    return weight[place.unsqueeze(1) // per_row, place.unsqueeze(1) % per_row * PAIR + columns]
+    columns = torch.arange(min(together, weight.shape[1]), device=weight.device)
+    return weight[place.unsqueeze(1) // per_row, place.unsqueeze(1) % per_row * together + columns]
+
+
+def _grouped(weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Weights over the root mean square of their group, and that as `[rows, groups]` float16, 1 for zeros."""
+    groups = torch.nn.functional.pad(weight, (0, -weight.shape[1] % size)).unflatten(1, (-1, size))
+    scale = groups.square().mean(2).sqrt().clamp(max=torch.finfo(torch.float16).max).half()
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (groups / scale.float().unsqueeze(2)).flatten(1)[:, : weight.shape[1]], scale

@@ -72,6 +72,19 @@ class Hyperfunction(Protocol):
         """
         ...
 
+    def take(
+        self, tensors: Mapping[str, Tensor], scheme: TensorScheme, tiles: Tensor
+    ) -> tuple[dict[str, Tensor], TensorScheme]:
+        """Stored tensors of some rows, and the scheme by which `decode` reads them.
+
+        Args:
+            tensors: As described by `tensors`.
+            scheme: How they are stored.
+            tiles: `[n]` int64, which groups of `TILE` rows; row `16 * i + j` of the result is row `16 * tiles[i] + j`
+                of the whole, and any row where the whole has none.
+        """
+        ...
+
 
 _TABLE: dict[str, Hyperfunction] = {}
 

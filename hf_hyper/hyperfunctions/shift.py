@@ -15,6 +15,7 @@ Known elsewhere as bitshift-trellis coded quantization: arXiv 2406.11235 (QTIP).
 follows exllamav3; the constant comes from `hf_hyper.bench.multiplier`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 
@@ -91,6 +92,14 @@ class Shift:
             "codes": TensorSpec((*tiles, 8 * int(scheme.bits)), torch.int32),
             "scale": TensorSpec((scheme.padded_out,), torch.float16),
         }
+
+    def take(
+        self, tensors: Mapping[str, Tensor], scheme: TensorScheme, tiles: Tensor
+    ) -> tuple[dict[str, Tensor], TensorScheme]:
+        """Rows of tiles and their scales; see `base.Hyperfunction.take`."""
+        part = dataclasses.replace(scheme, out_features=TILE * len(tiles))
+        scale = tensors["scale"].unflatten(0, (-1, TILE))[tiles].flatten()
+        return {"codes": tensors["codes"][tiles], "scale": scale}, part
 
     def decode(self, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:
         """`scale[row] · value(state)`, `[padded_out, padded_in]` float32, unpadded without incoherence."""

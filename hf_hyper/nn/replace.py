@@ -1,27 +1,49 @@
-"""Swapping linear layers of a model skeleton for `HyperLinear`, and back."""
+"""Swapping layers of a model skeleton for their counterparts with stored weights, and back."""
 
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
+from hf_hyper.layout import Layout
+from hf_hyper.nn import conv
+from hf_hyper.nn.embedding import HyperEmbedding
 from hf_hyper.nn.linear import HyperLinear
+from hf_hyper.nn.stored import HyperLayer
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["hyper_modules", "linear_shape", "plain_layer", "replace", "restore"]
+__all__ = ["hyper_layer", "hyper_modules", "replace", "reshapable", "restore", "weight_shape"]
+
+_CONVOLUTIONS = {
+    nn.Conv1d: conv.HyperConv1d,
+    nn.Conv2d: conv.HyperConv2d,
+    nn.Conv3d: conv.HyperConv3d,
+    nn.ConvTranspose1d: conv.HyperConvTranspose1d,
+    nn.ConvTranspose2d: conv.HyperConvTranspose2d,
+    nn.ConvTranspose3d: conv.HyperConvTranspose3d,
+}
 
 
-def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """`(out_features, in_features)` of a plain linear layer, None for any other module.
+def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
+    """Shape of the weight of a plain layer that can be stored, None for any other module.
 
-    `transformers.Conv1D` (GPT-2) counts: a linear layer whose weight is stored transposed.
+    Only the classes of `torch.nn` themselves count: a subclass may use its weight in ways of its own. The weight of
+    transformers' `Conv1D` (GPT-2), a linear layer that holds it transposed, counts as `[out_features, in_features]`.
     """
-    if type(module) is nn.Linear:
-        return module.out_features, module.in_features
+    if type(module) is nn.Embedding:
+        return None if module.max_norm is not None else (module.num_embeddings, module.embedding_dim)
+    if type(module) is nn.Linear or type(module) in _CONVOLUTIONS:
+        shape = getattr(module, "weight", torch.empty(0)).shape
+        return tuple(shape) if len(shape) > 1 else None
     if is_transposed(module):
         in_features, out_features = module.get_parameter("weight").shape
         return int(out_features), int(in_features)
     return None
+
+
+def reshapable(module: nn.Module) -> bool:
+    """Whether the stored matrix may have other rows than the weight: for convolutions, which are decoded whole."""
+    return type(module) in _CONVOLUTIONS
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -29,60 +51,66 @@ def is_transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
+def hyper_layer(plain: nn.Module, scheme: TensorScheme, layout: Layout, dtype: torch.dtype) -> HyperLayer:
+    """The counterpart of a plain layer, empty on the meta device.
+
+    Args:
+        plain: A layer for which `weight_shape` gives a shape.
+        scheme: How its matrix is stored.
+        layout: How its weight becomes that matrix.
+        dtype: Dtype of the bias and of the decoded weight.
+    """
+    if type(plain) in _CONVOLUTIONS:
+        layer = _CONVOLUTIONS[type(plain)](plain, scheme, layout, dtype)
+    elif isinstance(plain, nn.Embedding):
+        layer = HyperEmbedding(plain, scheme, layout, dtype)
+    else:
+        bias = plain.bias is not None
+        layer = HyperLinear(scheme, bias=bias, dtype=dtype, device="meta", plain=type(plain), layout=layout)
+    return layer.train(plain.training)
+
+
 def replace(
-    model: nn.Module, choose: Callable[[str, int, int], TensorScheme | None], *, dtype: torch.dtype, placeholder: bool
-) -> dict[str, TensorScheme]:
-    """Swap the chosen linear layers for empty `HyperLinear` layers on the meta device.
+    model: nn.Module,
+    choose: Callable[[str, nn.Module, tuple[int, ...]], tuple[TensorScheme, Layout] | None],
+    *,
+    dtype: torch.dtype,
+    placeholder: bool,
+) -> dict[str, HyperLayer]:
+    """Swap the chosen layers for empty ones with stored weights on the meta device.
 
     Args:
         model: Model skeleton, changed in place.
-        choose: Scheme for a module's name and `(out_features, in_features)`, or None to leave it.
+        choose: Scheme and layout for a module's name, itself and the shape of its weight, or None to leave it.
         dtype: Dtype of biases and of decoded weights.
         placeholder: Keep a meta parameter `weight` of the original shape, for loaders that compress on the fly.
 
     Returns:
-        Scheme of every swapped module by name, in model order.
+        Every swapped layer by name, in model order.
     """
-    schemes: dict[str, TensorScheme] = {}
+    layers: dict[str, HyperLayer] = {}
     for name, module in list(model.named_modules()):
-        shape = linear_shape(module)
-        scheme = choose(name, *shape) if shape is not None else None
-        if scheme is None:
+        shape = weight_shape(module)
+        chosen = choose(name, module, shape) if shape is not None else None
+        if chosen is None:
             continue
-        bias = module.bias is not None
-        layer = HyperLinear(scheme, bias=bias, dtype=dtype, device="meta", plain=type(module))
+        layer = hyper_layer(module, *chosen, dtype)
         if placeholder:
             empty = torch.empty(module.get_parameter("weight").shape, dtype=dtype, device="meta")
             layer._parameters["weight"] = nn.Parameter(empty, requires_grad=False)
-        layer.train(module.training)
         model.set_submodule(name, layer)
-        schemes[name] = scheme
-    return schemes
+        layers[name] = layer
+    return layers
 
 
 def restore(model: nn.Module, dtype: torch.dtype) -> None:
-    """Swap every `HyperLinear` back for a plain layer with the decoded weight in `dtype`."""
+    """Swap every layer with a stored weight back for a plain one with the decoded weight in `dtype`."""
     for name, layer in list(hyper_modules(model)):
-        weight = layer.dequantize(dtype)
-        plain = plain_layer(layer, device="meta")
-        plain.weight = nn.Parameter(weight.T.contiguous() if layer.transposed else weight)
-        if layer.bias is not None:
-            plain.bias = nn.Parameter(layer.bias.detach().to(dtype))
-        model.set_submodule(name, plain)
+        model.set_submodule(name, layer.restored(dtype))
 
 
-def plain_layer(layer: HyperLinear, device: torch.device | str) -> nn.Module:
-    """An uncompressed layer of the class, shape and mode of the one that `layer` replaced, with new parameters."""
-    with torch.device(device):
-        if layer.transposed:
-            plain = layer.plain(layer.out_features, layer.in_features)
-        else:
-            plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-    return plain.to(layer.compute_dtype).train(layer.training)
-
-
-def hyper_modules(model: nn.Module) -> Iterator[tuple[str, HyperLinear]]:
-    """Name and module of every `HyperLinear`, in model order."""
+def hyper_modules(model: nn.Module) -> Iterator[tuple[str, HyperLayer]]:
+    """Name and module of every layer with a stored weight, in model order."""
     for name, module in model.named_modules():
-        if isinstance(module, HyperLinear):
+        if isinstance(module, HyperLayer):
             yield name, module

@@ -7,6 +7,7 @@ described without its weights. Errors and times are known only to the compressio
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +20,14 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 from transformers import PreTrainedConfig
 
-from hf_hyper import codec
 from hf_hyper.config import HyperConfig
 from hf_hyper.errors import FormatError
-from hf_hyper.nn.replace import hyper_modules, linear_shape
+from hf_hyper.layout import Layout
+from hf_hyper.nn.replace import hyper_modules, weight_shape
+from hf_hyper.nn.stored import layer_specs
 from hf_hyper.pipeline.headers import hub_headers, local_headers
 from hf_hyper.pipeline.source import model_class, read_config
+from hf_hyper.plan import bits_per_weight
 from hf_hyper.scheme import TensorScheme
 
 __all__ = ["REPORT_NAME", "Report", "TensorRecord", "summarize", "write_json"]
@@ -38,7 +41,7 @@ class TensorRecord:
 
     Attributes:
         name: Name of the module.
-        shape: `(out_features, in_features)`.
+        shape: Of the weight: `(out_features, in_features)` of a linear layer.
         hyperfunction: How it is stored.
         bits: Code bits per weight.
         bits_per_weight: Stored bits per weight with scales, constants and padding.
@@ -47,12 +50,17 @@ class TensorRecord:
     """
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     hyperfunction: str
     bits: float
     bits_per_weight: float
     relative_error: float | None = None
     seconds: float | None = None
+
+    @property
+    def num_weights(self) -> int:
+        """Weights of the layer."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -76,12 +84,12 @@ class Report:
     @property
     def compressed_weights(self) -> int:
         """Weights of all compressed tensors, padding not counted."""
-        return sum(record.shape[0] * record.shape[1] for record in self.tensors)
+        return sum(record.num_weights for record in self.tensors)
 
     @property
     def compressed_bytes(self) -> int:
         """Bytes of all compressed tensors."""
-        return round(sum(r.bits_per_weight * r.shape[0] * r.shape[1] for r in self.tensors) / 8)
+        return round(sum(r.bits_per_weight * r.num_weights for r in self.tensors) / 8)
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -96,7 +104,7 @@ class Report:
     @property
     def relative_error(self) -> float | None:
         """Mean of the tensors' relative errors, weighted by their sizes; None unless all are known."""
-        known = [(r.relative_error, r.shape[0] * r.shape[1]) for r in self.tensors if r.relative_error is not None]
+        known = [(r.relative_error, r.num_weights) for r in self.tensors if r.relative_error is not None]
         if not known or len(known) < len(self.tensors):
             return None
         return sum(error * size for error, size in known) / self.compressed_weights
@@ -142,11 +150,11 @@ def summarize(model: nn.Module | str | Path, measured: Mapping[str, Mapping[str,
     if measured is None:
         measured = _read_measured(folder)
     schemes = _schemes(config)
-    stored = {f"{name}.{key}" for name, scheme in schemes.items() for key in codec.tensor_specs(scheme)}
+    stored = {f"{name}.{key}" for name, stored_as in schemes.items() for key in layer_specs(*stored_as)}
     stored |= {f"{name}.weight" for name in schemes}  # the sentinel
     others = [header for name, header in headers.items() if name not in stored]
     return Report(
-        tensors=[_record(name, scheme, measured) for name, scheme in schemes.items()],
+        tensors=[_record(name, *stored_as, measured) for name, stored_as in schemes.items()],
         uncompressed_tensors=len(others),
         uncompressed_weights=sum(weights for weights, _ in others),
         uncompressed_bytes=sum(size for _, size in others),
@@ -163,13 +171,15 @@ def write_json(path: str | Path, values: Any) -> None:
     unfinished.replace(path)
 
 
-def _record(name: str, scheme: TensorScheme, measured: Mapping[str, Mapping[str, float]]) -> TensorRecord:
+def _record(
+    name: str, scheme: TensorScheme, layout: Layout, measured: Mapping[str, Mapping[str, float]]
+) -> TensorRecord:
     return TensorRecord(
         name=name,
-        shape=(scheme.out_features, scheme.in_features),
+        shape=layout.shape,
         hyperfunction=scheme.hyperfunction,
         bits=scheme.bits,
-        bits_per_weight=codec.bits_per_weight(scheme),
+        bits_per_weight=bits_per_weight(scheme, layout),
         relative_error=measured.get(name, {}).get("relative_error"),
         seconds=measured.get(name, {}).get("seconds"),
     )
@@ -181,14 +191,14 @@ def _summarize_module(model: nn.Module, measured: Mapping[str, Mapping[str, floa
     others = [parameter for parameter in model.parameters() if id(parameter) not in coded]
     kept = model.state_dict(keep_vars=True).keys()
     others += [buffer for name, buffer in model.named_buffers() if name in kept]
-    tensors = [_record(name, layer.scheme, measured) for name, layer in layers.items()]
+    tensors = [_record(name, layer.scheme, layer.layout, measured) for name, layer in layers.items()]
     size = sum(tensor.nbytes for tensor in others)
     codes = sum(tensor.nbytes for layer in layers.values() for tensor in layer.stored())
     return Report(tensors, len(others), sum(tensor.numel() for tensor in others), size, size + codes)
 
 
-def _schemes(config: PreTrainedConfig) -> dict[str, TensorScheme]:
-    """Scheme of every compressed module; the skeleton of the model on the meta device tells their shapes."""
+def _schemes(config: PreTrainedConfig) -> dict[str, tuple[TensorScheme, Layout]]:
+    """Scheme and layout of every compressed module; the skeleton of the model on the meta device tells their shapes."""
     fields = getattr(config, "quantization_config", None) or {}
     if fields.get("quant_method") != "hyper":
         return {}
@@ -196,16 +206,16 @@ def _schemes(config: PreTrainedConfig) -> dict[str, TensorScheme]:
     del config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
     with torch.device("meta"):
         skeleton = model_class(config)._from_config(config)
-    shapes = {name: linear_shape(module) for name, module in skeleton.named_modules()}
+    shapes = {name: weight_shape(module) for name, module in skeleton.named_modules()}
     schemes = {}
     for name in hyper.tensor_schemes:
         shape = shapes.get(name)
         if shape is None:
             raise FormatError(
                 f"config.json names the compressed module {name!r}, which {type(skeleton).__name__} does not have as "
-                "a linear layer; the folder is damaged or needs another version of transformers"
+                "a layer that can be stored; the folder is damaged or needs another version of transformers"
             )
-        schemes[name] = hyper.recorded(name, *shape)
+        schemes[name] = hyper.recorded(name, *shape), hyper.recorded_layout(name, shape)
     return schemes
 
 

@@ -19,7 +19,15 @@ from torch import Tensor
 from hf_hyper.rotation.hadamard import hadamard, rotate, unrotate
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["output_block", "rotate_input", "rotate_output", "rotate_weight", "signs", "unrotate_output"]
+__all__ = [
+    "output_block",
+    "rotate_input",
+    "rotate_output",
+    "rotate_weight",
+    "signs",
+    "unrotate_output",
+    "unrotate_rows",
+]
 
 MAX_OUTPUT_BLOCK = 128
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -113,9 +121,28 @@ def rotate_weight(weight: Tensor, scheme: TensorScheme) -> Tensor:
 
 def unrotate_weight(rotated: Tensor, scheme: TensorScheme) -> Tensor:
     """Inverse of `rotate_weight`: `[padded_out, padded_in]` to `[out_features, in_features]`."""
-    rows = unrotate_output(rotated.T, scheme).T
+    return _unrotate_columns(unrotate_output(rotated.T, scheme).T, scheme)
+
+
+def unrotate_rows(rotated: Tensor, scheme: TensorScheme, rows: Tensor) -> Tensor:
+    """Some rows of `unrotate_weight`.
+
+    Args:
+        rotated: `[n, padded_in]`, the rows `rows` of the rotated matrix.
+        scheme: Shape, seed and input blocks of the whole weight.
+        rows: `[n]` int64, whole blocks of `output_block` rows each, in order.
+
+    Returns:
+        `[n, in_features]`.
+    """
+    mixed = hadamard(rotated.T.unflatten(-1, (-1, output_block(scheme)))).flatten(-2)
+    side = signs(scheme.seed, 1, scheme.padded_out).to(rotated.device, rotated.dtype)
+    return _unrotate_columns((mixed * side[rows]).T, scheme)
+
+
+def _unrotate_columns(rows: Tensor, scheme: TensorScheme) -> Tensor:
     columns = unrotate(rows.unflatten(-1, (scheme.input_blocks, -1))).flatten(-2)
-    columns = columns * signs(scheme.seed, 0, scheme.padded_in).to(rotated.device, rotated.dtype)
+    columns = columns * signs(scheme.seed, 0, scheme.padded_in).to(rows.device, rows.dtype)
     return columns[:, : scheme.in_features]
 
 

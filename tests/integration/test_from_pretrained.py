@@ -180,7 +180,7 @@ def test_modules_to_not_convert(tmp_path: Path, tied: bool, skip: list[str] | No
 
 def test_nothing_to_compress_is_an_error(tmp_path: Path) -> None:
     small_llama(tmp_path, tied=True)
-    with pytest.raises(ValueError, match="no linear layer of LlamaForCausalLM is left to compress"):
+    with pytest.raises(ValueError, match="no layer of LlamaForCausalLM is left to compress"):
         load(tmp_path, quantization_config=HyperConfig(modules_to_not_convert=["model"]))
 
 

@@ -1,16 +1,18 @@
 """Files written by every released format version decode to the weights they stood for."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from format_decoder import decode_incoherence, decode_shift, decode_winding
+from format_decoder import decode_incoherence, decode_layout, decode_shift, decode_winding
 from helpers import relative_error
 from safetensors import safe_open
 from torch import Tensor
 
 from hf_hyper import codec
 from hf_hyper.kernels import ops
+from hf_hyper.layout import MASK, Layout
 from hf_hyper.scheme import TensorScheme
 
 FILES = sorted((Path(__file__).parent.parent / "golden").glob("format*/*.safetensors"))
@@ -24,15 +26,15 @@ def second_opinion(tensors: dict[str, Tensor], scheme: TensorScheme) -> Tensor:
         matrix = decode_shift(codes, arrays["scale"], int(scheme.bits))
     else:
         columns = scheme.padded_in if scheme.incoherence else scheme.in_features
-        width, options = int(2 * scheme.bits), dict(scheme.options)
-        matrix = decode_winding(codes, arrays["centre"], arrays["shell_side"], width, options, columns)
+        options, scale = dict(scheme.options), arrays.get("group_scale")
+        matrix = decode_winding(codes, arrays["centre"], arrays["shell_side"], scheme.bits, options, columns, scale)
     if scheme.incoherence:
         matrix = decode_incoherence(matrix, arrays["out_scale"], scheme.in_features, scheme.seed, scheme.input_blocks)
     return torch.from_numpy(matrix[: scheme.out_features, : scheme.in_features].copy())
 
 
 def test_there_are_golden_files() -> None:
-    assert len(FILES) >= 13
+    assert len(FILES) >= 20
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -41,6 +43,18 @@ def test_golden_file(path: Path) -> None:
         scheme = TensorScheme.parse(file.metadata()["scheme"])
         tensors = {name: file.get_tensor(name) for name in codec.tensor_specs(scheme)}
         expected = file.get_tensor("expected")
+        fields = json.loads(file.metadata().get("layout", "null"))
+        mask = file.get_tensor(MASK) if MASK in file.keys() else None
+    if fields is not None:
+        shape = tuple(fields.pop("shape"))
+        literal = decode_layout(
+            second_opinion(tensors, scheme).numpy(), mask if mask is None else mask.numpy(), shape, fields
+        )
+        assert relative_error(torch.from_numpy(literal.copy()), expected) < 1e-6
+        layout = Layout.from_fields(shape, fields)
+        assert relative_error(layout.from_matrix(codec.dequantize(tensors, scheme), mask), expected) < 1e-6
+        assert torch.equal(expected == 0, torch.from_numpy(literal == 0))
+        return
     assert relative_error(codec.dequantize(tensors, scheme), expected) < 1e-6
     assert relative_error(ops.decode(list(tensors.values()), scheme.key, torch.float32), expected) < 1e-6
     assert relative_error(second_opinion(tensors, scheme), expected) < 1e-6

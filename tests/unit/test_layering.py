@@ -6,12 +6,12 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent.parent / "hf_hyper"
 
 GROUPS = [
-    {"errors", "_native", "scheme", "packing"},
+    {"errors", "_native", "scheme", "packing", "layout"},
     {"hyperfunctions", "rotation"},
     {"encoders", "codec", "storage", "rounding"},
     {"kernels"},
     {"nn"},
-    {"config", "quantizer", "pipeline", "eval", "cli", "bench"},
+    {"config", "plan", "quantizer", "pipeline", "eval", "cli", "bench"},
 ]
 RANK = {name: rank for rank, group in enumerate(GROUPS) for name in group}
 

@@ -9,13 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
-from hf_hyper import _native, hyperfunctions
+from hf_hyper import HyperConfig, _native, codec, hyperfunctions
 from hf_hyper.encoders import EFFORTS, encode
-from hf_hyper.encoders.nearest import assign, nearest, nearest_brute_force, shells
+from hf_hyper.encoders.halving import nearest_brute_force, nearest_by_halving
+from hf_hyper.encoders.nearest import assign, nearest, shells
 from hf_hyper.errors import ConfigError
-from hf_hyper.hyperfunctions.winding import DIRECTIONS, WindingOptions, code_width, direction, nodes
+from hf_hyper.hyperfunctions.directions import direction, dispersion_bound
+from hf_hyper.hyperfunctions.winding import DIRECTIONS, WindingOptions, code_width, nodes
+from hf_hyper.nn import HyperLayer
 from hf_hyper.packing import unpack
+from hf_hyper.plan import plan_shape, plan_weight
 from hf_hyper.scheme import TensorScheme
 
 CPU = torch.device("cpu")
@@ -124,7 +129,7 @@ def test_scheme_survives_its_key():
         (4, {"num_shells": 0}, "num_shells is 0"),
         (4, {"num_points": 0}, "num_points is 0"),
         (4, {"box_side": -1.0}, "box_side is -1.0"),
-        (4, {"direction": "golden"}, "'hexagonal', 'lattice', 'plastic'"),
+        (4, {"direction": "platinum"}, "'hexagonal', 'lattice', 'plastic'"),
         (4, {"points": 3}, r"no option \['points'\]"),
     ],
 )
@@ -142,7 +147,7 @@ def test_smallest_rate_works_with_one_shell():
 def test_codes_that_do_not_fit_the_rate_are_refused():
     of = scheme(bits=4)
     wrong = TensorScheme("winding", 3.5, 16, 16, incoherence=False, options=of.options)
-    with pytest.raises(ConfigError, match=r"256 codes a pair, which 3\.5 bits"):
+    with pytest.raises(ConfigError, match=r"256 codes of 2 weights, which 3\.5 bits"):
         hyperfunctions.get("winding").tensors(wrong)
 
 
@@ -215,6 +220,69 @@ def test_native_search_depends_on_neither_isa_nor_threads(isa: str, threads: int
 def test_native_search_refuses_non_finite_points():
     with pytest.raises(ConfigError, match="NaN"):
         _native.winding_nearest(torch.tensor([[0.0, math.nan]]), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize(("points", "grid"), [pytest.param(p, n, id=name) for name, p, n in awkward_cases()])
+def test_halving_is_brute_force_on_awkward_input(points: Tensor, grid: Tensor):
+    assert torch.equal(nearest_by_halving(points, grid), nearest_brute_force(points, grid, chunk=1 << 16))
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 4])
+def test_halving_is_brute_force_in_every_dimension(together: int):
+    generator = torch.Generator().manual_seed(together)
+    points = torch.randn(5000, together, generator=generator)
+    unit = nodes(scheme(num_points=900, dimension=together), CPU)
+    grid = torch.cat([unit, 3 * unit, torch.randn(50, together, generator=generator)])
+    assert torch.equal(nearest_by_halving(points, grid), nearest_brute_force(points, grid))
+    assert torch.equal(nearest(points, grid), nearest_brute_force(points, grid))
+
+
+# Directions and dispersion in other dimensions
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 4])
+def test_plastic_powers_in_every_dimension(together: int):
+    with mpmath.workdps(40):
+        root = mpmath.findroot(lambda x: x ** (together + 1) - x - 1, 1.3)
+        wanted = tuple(int(mpmath.floor(2**32 / root**power)) for power in range(1, together + 1))
+    assert direction("plastic", 1600, together) == wanted
+    assert direction("golden", 1600, together)[together > 1 :] == direction("plastic", 1, max(1, together - 1))
+
+
+def test_primes_are_square_roots():
+    with mpmath.workdps(40):
+        wanted = tuple(int(mpmath.floor(mpmath.frac(mpmath.sqrt(p)) * 2**32)) for p in (2, 3, 5, 7))
+    assert direction("primes", 1600, 4) == wanted
+
+
+def holes(orbit: Tensor, count: int) -> Tensor:
+    """Distance on the torus from random points to the orbit: `[count]`."""
+    points = torch.rand(count, orbit.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(7)) - 0.5
+    least = []
+    for block in points.split(200):
+        offset = (block.unsqueeze(1) - orbit).abs()
+        least.append(torch.minimum(offset, 1 - offset).square().sum(2).min(1).values.sqrt())
+    return torch.cat(least)
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", DIRECTIONS)
+@pytest.mark.parametrize("num_points", [64, 1600])
+def test_no_hole_is_larger_than_the_bound(name: str, together: int, num_points: int):
+    turn = direction(name, num_points, together)
+    orbit = nodes(scheme(num_points=num_points, direction=name, dimension=together), CPU)[1:].double()
+    largest = float(holes(orbit, 2000).max())
+    bound = dispersion_bound(turn, num_points)
+    assert largest <= bound + 1e-7  # nodes are rounded to float32
+    assert bound < 3 * largest
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_the_bound_falls_as_the_root_of_the_number_of_points(name: str, together: int):
+    counts = [64, 256, 1024, 1600, 2048]
+    scaled = [n ** (1 / together) * dispersion_bound(direction(name, n, together), n) for n in counts]
+    assert max(scaled) < {1: 2.0, 2: 2.7, 3: 2.1, 4: 2.1}[together]
 
 
 # Encoder
@@ -390,5 +458,115 @@ def test_without_the_core_the_tensors_are_the_same(monkeypatch: pytest.MonkeyPat
     of = scheme(*trained.shape, bits=4)
     fast = encode(trained, of)
     monkeypatch.setattr(_native, "load", lambda: None)
+    monkeypatch.setattr(_native, "say_if_absent", lambda: None)
     slow = encode(trained, of)
     assert all(torch.equal(fast[name], slow[name]) for name in fast)
+
+
+# Other numbers of weights to a point, scales, and the loss bound
+
+
+@pytest.mark.parametrize("direction_name", DIRECTIONS)
+@pytest.mark.parametrize("together", [1, 3, 4])
+def test_other_dimensions(together: int, direction_name: str, trained: Tensor):
+    weight = trained[:40, :61]
+    of = scheme(*weight.shape, bits=12 / together, dimension=together, direction=direction_name)
+    assert TensorScheme.parse(of.key) == of
+    assert code_width(of) == 12
+    tensors = encode(weight, of)
+    assert tensors["centre"].shape == (together,)
+    specs = hyperfunctions.get("winding").tensors(of)
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == {name: spec.shape for name, spec in specs.items()}
+    decoded = decode(tensors, of)
+    assert float((decoded - weight).square().mean() / weight.square().mean()) < 0.1
+    rows = torch.tensor([3, 39])
+    assert torch.equal(codec.dequantize_rows(tensors, of, rows), decoded[rows])
+
+
+def test_more_weights_to_a_point_leave_less_error():
+    weight = torch.randn(64, 120, generator=torch.Generator().manual_seed(5))
+    errors = []
+    for together in (1, 2, 3):
+        of = scheme(64, 120, bits=4, dimension=together)
+        errors.append(float((decode(encode(weight, of, "best"), of) - weight).square().mean()))
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_rates_of_three_weights_are_thirds():
+    of = scheme(bits=4.2, dimension=3)
+    assert code_width(of) == 13
+    assert of.bits == 13 / 3
+
+
+@pytest.mark.parametrize("columns", [64, 60, 7])
+def test_group_scales_follow_the_weights(columns: int):
+    generator = torch.Generator().manual_seed(6)
+    weight = torch.randn(16, columns, generator=generator) * 10 ** torch.randn(16, 1, generator=generator)
+    plain, grouped = scheme(16, columns, bits=5), scheme(16, columns, bits=5, group_size=16)
+    error = [
+        float(((decode(encode(weight, of), of) - weight) / weight.norm(dim=1, keepdim=True)).norm())
+        for of in (plain, grouped)
+    ]
+    assert error[1] < 0.2 * error[0]
+    tensors = encode(weight, grouped)
+    assert tensors["group_scale"].shape == (16, -(-columns // 16))
+    rows = torch.tensor([0, 15])
+    assert torch.equal(codec.dequantize_rows(tensors, grouped, rows), decode(tensors, grouped)[rows])
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"dimension": 5}, "dimension is 5, wanted 1, 2, 3 or 4"),
+        ({"loss_max": 0}, "loss_max is 0, wanted None or a positive"),
+        ({"group_size": 4}, "group_size is 4, wanted None or an integer from 8"),
+        ({"incoherence": 1}, "incoherence is 1, wanted True or False"),
+    ],
+)
+def test_mistakes_in_the_other_options(options: dict[str, object], match: str):
+    with pytest.raises(ConfigError, match=match):
+        WindingOptions(**options)
+
+
+@pytest.mark.parametrize("loss_max", [0.02, 0.005, 0.001])
+def test_the_smallest_rate_that_keeps_the_loss_bound(trained: Tensor, loss_max: float):
+    config = HyperConfig(bits=8, hyperfunction="winding", effort="fast", winding={"loss_max": loss_max})
+    shape_plan = plan_shape(config, tuple(trained.shape), reshapable=False)
+    assert shape_plan is not None
+    plan = plan_weight(config, trained, shape_plan)
+    losses = {}
+    for width in range(3, 17):
+        of = scheme(*trained.shape, bits=width / 2)
+        losses[width] = float((decode(encode(trained, of, "fast"), of) - trained).abs().mean())
+    if loss_max < losses[16]:
+        assert plan is None
+        return
+    assert plan is not None
+    assert losses[code_width(plan.scheme)] <= loss_max < losses[code_width(plan.scheme) - 1]
+
+
+def test_weights_that_miss_the_loss_bound_stay(stories: Path, tmp_path: Path):
+    config = HyperConfig(bits=5, hyperfunction="winding", effort="fast", winding={"loss_max": 0.004})
+    model = AutoModelForCausalLM.from_pretrained(stories, quantization_config=config, dtype=torch.float32)
+    original = AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32)
+    kept, stored = [], []
+    for name, module in model.named_modules():
+        if type(module) is torch.nn.Linear and name != "lm_head":
+            kept.append(name)
+            assert torch.equal(module.weight, original.get_submodule(name).weight)
+        elif isinstance(module, HyperLayer):
+            stored.append(name)
+            assert (module.weight - original.get_submodule(name).weight).abs().mean() <= 0.004
+    assert len(kept) + len(stored) == 35
+    assert kept and stored
+    model.save_pretrained(tmp_path)
+    again, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    tokens = torch.arange(3, 35)[None]
+    assert torch.equal(again(tokens).logits, model(tokens).logits)
+
+
+def test_a_bound_that_no_weight_meets_is_an_error(stories: Path):
+    config = HyperConfig(bits=2, hyperfunction="winding", effort="fast", winding={"loss_max": 1e-6})
+    with pytest.raises(ConfigError, match="no weight meets loss_max 1e-06"):
+        AutoModelForCausalLM.from_pretrained(stories, quantization_config=config, dtype=torch.float32)
