@@ -17,7 +17,7 @@ from hf_hyper.errors import ConfigError, FormatError, HyperError, KernelUnavaila
 from hf_hyper.hyperfunctions.winding import WindingOptions
 from hf_hyper.nn.linear import HyperLinear
 from hf_hyper.pipeline.module import compress_module, load_module
-from hf_hyper.quantizer import register
+from hf_hyper.quantizer import compress_model, register
 
 __all__ = [
     "ConfigError",
@@ -30,6 +30,7 @@ __all__ = [
     "ShapeError",
     "WindingOptions",
     "__version__",
+    "compress_model",
     "compress_module",
     "load_module",
 ]

@@ -28,7 +28,9 @@ __all__ = [
     "dequantize",
     "dequantize_rows",
     "quantize",
+    "relative_error",
     "split_rows",
+    "stored_out_scale",
     "tensor_specs",
 ]
 
@@ -43,6 +45,11 @@ def tensor_specs(scheme: TensorScheme) -> dict[str, TensorSpec]:
     if scheme.incoherence:
         specs[OUT_SCALE] = TensorSpec((scheme.out_features,), torch.bfloat16)
     return specs
+
+
+def stored_out_scale(scale: Tensor) -> Tensor:
+    """Scales of output rows as they are stored: bfloat16, limited to its finite values."""
+    return scale.clamp(-_LARGEST, _LARGEST).bfloat16()
 
 
 def bits_per_weight(scheme: TensorScheme) -> float:
@@ -139,6 +146,16 @@ def dequantize_rows(tensors: Mapping[str, Tensor], scheme: TensorScheme, rows: T
     return apply_out_scale(unit, tensors[OUT_SCALE][rows])
 
 
+def relative_error(weight: Tensor, decoded: Tensor) -> float:
+    """`||W - W'||² / ||W||²` of a weight and its stored form, 0 for a weight of zeros."""
+    largest = weight.abs().amax().float()
+    if largest == 0:
+        return 0.0
+    # Divided first: squares of the largest float32 values overflow.
+    unit = weight.float() / largest
+    return float((decoded / largest - unit).square().sum() / unit.square().sum())
+
+
 def apply_out_scale(unit: Tensor, out_scale: Tensor) -> Tensor:
     """Rows of `unit` `[out_features, in_features]` times `out_scale` `[out_features]`, limited to finite float32."""
     largest = torch.finfo(torch.float32).max
@@ -150,5 +167,5 @@ def _row_scale(weight: Tensor) -> Tensor:
     largest = weight.abs().amax(1, keepdim=True)
     relative = torch.where(largest > 0, weight / largest, 0.0)
     scale = largest.squeeze(1) * relative.square().mean(1).sqrt()
-    rounded = scale.clamp(max=_LARGEST).bfloat16()
+    rounded = stored_out_scale(scale)
     return torch.where((largest.squeeze(1) > 0) & (rounded == 0), torch.full_like(rounded, _SMALLEST), rounded)

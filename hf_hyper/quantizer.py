@@ -34,13 +34,15 @@ from hf_hyper.errors import ConfigError, FormatError, HyperError
 from hf_hyper.hyperfunctions import TensorSpec
 from hf_hyper.kernels import ops
 from hf_hyper.layout import Layout
-from hf_hyper.nn.replace import hyper_modules, replace, reshapable, restore
+from hf_hyper.nn.replace import hyper_modules, replace, reshapable, restore, weight_shape
 from hf_hyper.nn.stored import HyperLayer, layer_specs
+from hf_hyper.pipeline.calibrate import compress_loaded
+from hf_hyper.pipeline.calibration_text import calibration_windows
 from hf_hyper.plan import Plan, plan_shape, plan_weight
 from hf_hyper.scheme import TensorScheme
 from hf_hyper.storage.resume import TensorStore
 
-__all__ = ["HyperHfQuantizer", "HyperQuantize", "register"]
+__all__ = ["HyperHfQuantizer", "HyperQuantize", "compress_model", "register"]
 
 logger = logging.get_logger(__name__)
 
@@ -52,6 +54,7 @@ class HyperHfQuantizer(HfQuantizer):
 
     Attributes:
         measured: `relative_error` and `seconds` of every module that was compressed on the fly.
+        calibrated: Text and number of tokens of the calibration, empty without one.
         failure: First error of a conversion. The loader would collect it in a report and go on; it is raised when
             loading ends instead, and nothing is compressed in between.
     """
@@ -66,6 +69,7 @@ class HyperHfQuantizer(HfQuantizer):
         self.progress: Any = None
         self.failure: HyperError | None = None
         self.measured: dict[str, dict[str, float]] = {}
+        self.calibrated: dict[str, str | int] = {}
         self.plans: dict[str, Plan | None] = {}
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -78,35 +82,46 @@ class HyperHfQuantizer(HfQuantizer):
         if self.pre_quantized:
             self._build_recorded(model)
             return
+        self._plan(model)
+        if config.calibration is not None:  # the weights are loaded as they are, and compressed when all are there
+            return
+        plans = self.plans
+
+        def chosen(name: str, *_: Any) -> tuple[TensorScheme, Layout] | None:
+            plan = plans.get(name)
+            return None if plan is None else (plan.scheme, plan.layout)
+
+        layers = replace(model, chosen, dtype=self.dtype, placeholder=True)
+        for name, layer in layers.items():
+            config.record(name, layer.scheme, layer.layout)
+        self._mark(model)
+        self.progress = logging.tqdm(total=len(layers), desc=f"Compressing to {config.bits:g} bits", unit="tensor")
+
+    def _plan(self, model: PreTrainedModel) -> None:
+        """Decide from names and shapes what becomes of every weight."""
+        config = self.quantization_config
         config.tensor_schemes = {}
         skipped = self.get_modules_to_not_convert(
             model, config.modules_to_not_convert, list(model._keep_in_fp32_modules or ())
         )
         tied = {name.rpartition(".")[0] for pair in model.all_tied_weights_keys.items() for name in pair}
 
-        def choose(name: str, module: nn.Module, shape: tuple[int, ...]) -> tuple[TensorScheme, Layout] | None:
-            if not should_convert_module(name, skipped):
-                return None
+        for name, module in model.named_modules():
+            shape = weight_shape(module)
+            if shape is None or not should_convert_module(name, skipped):
+                continue
             if isinstance(module, nn.Embedding) and not config.compress_embeddings:
-                return None
+                continue
             if name in tied:
                 logger.warning(f"{name} stays as it is: its weight is tied to another module's.")
-                return None
+                continue
             self.plans[name] = plan_shape(config, shape, reshapable(module))
-            plan = self.plans[name]
-            return None if plan is None else (plan.scheme, plan.layout)
-
-        layers = replace(model, choose, dtype=self.dtype, placeholder=True)
-        if not layers:
+        if all(plan is None for plan in self.plans.values()):
             raise ConfigError(
                 f"no layer of {type(model).__name__} is left to compress: modules_to_not_convert excludes "
                 f"{sorted(skipped)}, and layers too small to gain stay as they are; shorten that list or load the "
                 "model without HyperConfig"
             )
-        for name, layer in layers.items():
-            config.record(name, layer.scheme, layer.layout)
-        self._mark(model)
-        self.progress = logging.tqdm(total=len(layers), desc=f"Compressing to {config.bits:g} bits", unit="tensor")
 
     def _build_recorded(self, model: PreTrainedModel) -> None:
         config = self.quantization_config
@@ -167,6 +182,9 @@ class HyperHfQuantizer(HfQuantizer):
             self.progress = None
         if self.failure is not None:
             raise self.failure
+        if self.quantization_config.calibration is not None and not self.pre_quantized:
+            self.compress_loaded(model)
+            return model
         if not any(hyper_modules(model)):
             loss_max = getattr(self.quantization_config.winding, "loss_max", None)
             raise ConfigError(f"no weight meets loss_max {loss_max}; raise it or bits, or load without HyperConfig")
@@ -178,6 +196,27 @@ class HyperHfQuantizer(HfQuantizer):
                 parameter = layer.get_parameter(key).requires_grad_(False)
                 _check_loaded(f"{name}.{key}", parameter, spec)
         return model
+
+    def compress_loaded(self, model: PreTrainedModel) -> None:
+        """Compress a model whose weights are loaded, with knowledge of the calibration text if there is one."""
+        config = self.quantization_config
+        away = sorted({str(p.device) for p in model.parameters()} - {str(model.device)})
+        if away:
+            raise ConfigError(
+                f"calibration needs the whole model on one device, found parts on {away} beside {model.device}; load "
+                "it without device_map, or with device_map={'': device}"
+            )
+        plans = {name: plan for name, plan in self.plans.items() if plan is not None}
+        windows = None
+        if config.calibration is not None:
+            windows = calibration_windows(model, config.calibration, config.calibration_tokens, config.seed)
+            text = str(config.to_dict()["calibration"])
+            self.calibrated = {"calibration": text, "calibration_tokens": windows.numel(), "rounding": config.rounding}
+        self.measured = compress_loaded(
+            model, plans, windows, config.effort, fisher=config.rounding == "fisher", seed=config.seed
+        )
+        for name, plan in plans.items():
+            config.record(name, plan.scheme, plan.layout)
 
     def _leave_out(self, model: PreTrainedModel, name: str, layer: HyperLayer) -> None:
         """Undo the swap of a layer for which the checkpoint has no weight: it is initialised like any other."""
@@ -278,7 +317,7 @@ class HyperQuantize(ConversionOps):
             layer.describe(plan.scheme, plan.layout, "meta")
             config.record(name, plan.scheme, plan.layout)
         quantizer.measured[name] = {
-            "relative_error": relative_error(weight, tensors, plan),
+            "relative_error": codec.relative_error(weight, _decoded(tensors, plan)),
             "seconds": time.perf_counter() - started,
         }
         quantizer.progress.update()
@@ -316,17 +355,40 @@ def _check_loaded(name: str, parameter: Tensor, spec: TensorSpec) -> None:
         )
 
 
-def relative_error(weight: Tensor, tensors: dict[str, Tensor], plan: Plan) -> float:
-    """`||W - W'||² / ||W||²` of a weight and its stored form, 0 for a weight of zeros."""
+def _decoded(tensors: dict[str, Tensor], plan: Plan) -> Tensor:
     scheme = plan.scheme
     matrix = ops.decode([tensors[name] for name in codec.tensor_specs(scheme)], scheme.key, torch.float32)
-    decoded = plan.layout.from_matrix(matrix, plan.mask)
-    largest = weight.abs().amax().float()
-    if largest == 0:
-        return 0.0
-    # Divided first: squares of the largest float32 values overflow.
-    unit = weight.float() / largest
-    return float((decoded / largest - unit).square().sum() / unit.square().sum())
+    return plan.layout.from_matrix(matrix, plan.mask)
+
+
+def compress_model(model: PreTrainedModel, config: HyperConfig) -> PreTrainedModel:
+    """Compress a transformers model that is in memory, in place.
+
+    The same as `from_pretrained(..., quantization_config=config)` for a model that is there already; it saves and
+    reloads like one. Any other `torch.nn.Module` goes through `compress_module`.
+
+    Args:
+        model: With its weights, on one device.
+        config: How to compress. Calibration text is read with the tokenizer beside the model's files.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ConfigError: The model is compressed already, or the config does not fit it.
+        ShapeError: A weight or an activation is not finite.
+    """
+    if any(hyper_modules(model)) or getattr(model, "hf_quantizer", None) is not None:
+        raise ConfigError("the model is compressed already; start from the original weights")
+    quantizer = HyperHfQuantizer(config, pre_quantized=False)
+    quantizer.update_dtype(model.dtype)
+    quantizer._plan(model)
+    quantizer.compress_loaded(model)
+    model.config.quantization_config = quantizer.quantization_config
+    model.hf_quantizer = quantizer  # pyright: ignore
+    model.is_quantized = True  # pyright: ignore
+    model.quantization_method = quantizer.quantization_config.quant_method  # pyright: ignore
+    return model
 
 
 def sentinel_name(model: PreTrainedModel) -> str:

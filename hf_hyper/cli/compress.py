@@ -17,7 +17,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", type=float, default=4.0, help="average bits per weight, 1 to 8 (default: 4)")
     parser.add_argument("--hyperfunction", default="shift", help="shift or winding (default: shift)")
     parser.add_argument("--effort", default="balanced", help="fast, balanced or best (default: balanced)")
-    parser.add_argument("--calibration", choices=["none"], default="none", help="text to calibrate on: none yet")
+    parser.add_argument(
+        "--calibration",
+        metavar="TEXT",
+        default="none",
+        help="file, data set, 'default', 'self' or none (default: none)",
+    )
+    parser.add_argument(
+        "--calibration-tokens", metavar="N", type=int, default=32768, help="tokens read at most (default: 32768)"
+    )
+    parser.add_argument("--rounding", default="fisher", help="with calibration: fisher or ldlq (default: fisher)")
     parser.add_argument("--seed", type=int, default=0, help="start of the sign generator (default: 0)")
     parser.add_argument("--device", default="auto", help="where to search, e.g. cpu or cuda (default: auto)")
     parser.add_argument("--resume", action="store_true", help="use tensors that an earlier run finished")
@@ -35,6 +44,9 @@ def run(arguments: argparse.Namespace) -> None:
             bits=arguments.bits,
             hyperfunction=arguments.hyperfunction,
             effort=arguments.effort,
+            calibration=arguments.calibration,
+            calibration_tokens=arguments.calibration_tokens,
+            rounding=arguments.rounding,
             seed=arguments.seed,
         )
     except ConfigError as error:

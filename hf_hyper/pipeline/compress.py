@@ -165,6 +165,7 @@ def _about(source: str | Path, model: PreTrainedModel, started: float) -> dict[s
         "hyperfunction": config.hyperfunction,
         "effort": config.effort,
         "seed": config.seed,
+        **model.hf_quantizer.calibrated,  # pyright: ignore
         "seconds": time.perf_counter() - started,
         "versions": {name: importlib.metadata.version(name) for name in ("hf-hyper", "transformers", "torch")},
     }

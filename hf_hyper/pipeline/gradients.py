@@ -1,4 +1,4 @@
-"""How the loss feels the outputs of every linear layer: one backward pass over the calibration text.
+"""What every linear layer of a model sees and how the loss feels it: one pass forward, one backward over a text.
 
 The damage of compression is measured by the KL divergence from the original model, whose second derivative is the
 Fisher information: the second moment of the gradients of log p(token), with tokens drawn from the model itself. Models
@@ -8,15 +8,18 @@ Hidden states between layers live in one file in a scratch folder; layers are re
 run again with gradients. At no time do activations of more than one batch of one layer exist.
 """
 
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from hf_hyper.pipeline.stack import Stack
-from hf_hyper.rounding import Moment
+from hf_hyper.rounding import Knowledge, Moment
 
-__all__ = ["layer_gradients", "states_by_layer", "top_gradients"]
+__all__ = ["layer_backward", "layer_forward", "states_by_layer", "top_gradients"]
 
 
 def states_by_layer(stack: Stack, scratch: Path) -> Tensor:
@@ -29,17 +32,17 @@ def states_by_layer(stack: Stack, scratch: Path) -> Tensor:
     Returns:
         `[layers + 1, n, length, hidden]` in the dtype of the model, a map of the file.
     """
-    shape = (len(stack) + 1, *stack.entries.shape)
-    size = torch.Size(shape).numel()
-    states = torch.from_file(str(scratch / "states.bin"), shared=True, size=size, dtype=stack.entries.dtype).view(shape)
+    shape = torch.Size((len(stack) + 1, *stack.entries.shape))
+    file = str(scratch / "states.bin")
+    states = torch.from_file(file, shared=True, size=shape.numel(), dtype=stack.entries.dtype).view(shape)
+    states = states.to(stack.entries.device)
     states[0] = stack.entries
-    with torch.no_grad():
-        for index in range(len(stack)):
-            for place, batch in stack.batches(states[index]):
-                states[index + 1, place] = stack.run(index, batch)
+    for index in range(len(stack)):
+        layer_forward(stack, index, states[index], {}, states[index + 1])
     return states
 
 
+@torch.enable_grad()
 def top_gradients(stack: Stack, states: Tensor, seed: int) -> Tensor:
     """Gradient of the loss, summed over tokens, with respect to the last hidden states.
 
@@ -57,14 +60,7 @@ def top_gradients(stack: Stack, states: Tensor, seed: int) -> Tensor:
         leaf = states[place : place + 1].clone().requires_grad_(True)
         output = stack.finish(leaf)
         if isinstance(logits := output.get("logits"), Tensor) and logits.ndim == 3:
-            logits = logits.float()
-            with torch.no_grad():
-                wanted = torch.softmax(logits, -1)  # gradient of -log p(token): p - onehot(token)
-                below = wanted.cumsum(-1)
-                point = torch.rand(below.shape[:-1], generator=draw, device=below.device).unsqueeze(-1)
-                token = torch.searchsorted(below, point * below[..., -1:]).clamp(max=below.shape[-1] - 1)
-                wanted.scatter_add_(-1, token, torch.full_like(token, -1, dtype=wanted.dtype))
-            logits.backward(wanted)
+            logits.backward(_token_gradient(logits.detach().float(), draw).to(logits.dtype))
         else:
             last = output["last_hidden_state"]
             last.backward(torch.randn(last.shape, generator=draw, device=last.device, dtype=last.dtype))
@@ -73,46 +69,112 @@ def top_gradients(stack: Stack, states: Tensor, seed: int) -> Tensor:
     return gradients
 
 
-def layer_gradients(
-    stack: Stack, index: int, states: Tensor, gradients: Tensor, modules: dict[str, nn.Module]
-) -> dict[str, Moment]:
-    """Second moments of the gradients at the outputs of some modules of one layer.
+@torch.no_grad()
+def layer_forward(
+    stack: Stack, index: int, states: Tensor, modules: Mapping[str, nn.Module], after: Tensor
+) -> dict[str, Knowledge]:
+    """Run one layer and watch the inputs of some of its modules.
 
     Args:
         stack: Layers.
         index: Which layer.
         states: Its inputs, `[n, length, hidden]`.
-        gradients: Gradient of the loss with respect to its outputs, as large; replaced by that of its inputs.
         modules: Linear modules of the layer by name.
+        after: Where its outputs go, as large as `states`; may be `states` itself.
 
     Returns:
-        A moment of width `out_features` for every module that the loss depends on.
+        What is known of every module that ran: its inputs.
     """
-    moments: dict[str, Moment] = {}
-    half = len(states) // 2
-
-    def watch(name: str, output: Tensor, part: int) -> None:
-        def note(gradient: Tensor) -> None:
-            if name not in moments:
-                moments[name] = Moment(gradient.shape[-1], gradient.device)
-            moments[name].add(gradient, part)
-
-        output.register_hook(note)
-
+    watch = _Watch(modules)
     for place, batch in stack.batches(states):
-        part = int(place.start >= half)
+        watch.half = int(place.start >= len(states) // 2)
+        with watch.inputs():
+            after[place] = stack.run(index, batch)
+    return watch.knowledge()
+
+
+@torch.enable_grad()
+def layer_backward(
+    stack: Stack, index: int, states: Tensor, modules: Mapping[str, nn.Module], gradients: Tensor
+) -> dict[str, Knowledge]:
+    """Run one layer forward and backward and watch some of its modules.
+
+    Args:
+        stack: Layers.
+        index: Which layer.
+        states: Its inputs, `[n, length, hidden]`.
+        modules: Linear modules of the layer by name.
+        gradients: Gradient of the loss with respect to its outputs, as large; replaced by that of its inputs.
+
+    Returns:
+        What is known of every module that ran: inputs, and the gradients at outputs that the loss depends on.
+    """
+    watch = _Watch(modules)
+    for place, batch in stack.batches(states):
+        watch.half = int(place.start >= len(states) // 2)
         leaf = batch.clone().requires_grad_(True)
-        handles = [
-            module.register_forward_hook(
-                lambda _module, _inputs, output, name=name, part=part: watch(name, output, part)
-            )
-            for name, module in modules.items()
-        ]
-        try:
+        with watch.inputs(), watch.gradients():
             stack.run(index, leaf).backward(gradients[place])
-        finally:
-            for handle in handles:
-                handle.remove()
         assert leaf.grad is not None
         gradients[place] = leaf.grad
-    return moments
+    return watch.knowledge()
+
+
+class _Watch:
+    """Second moments of what passes some modules; those that are given the same tensor share one."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.modules, self.half = modules, 0
+        self._inputs: dict[str, Moment] = {}
+        self._outputs: dict[str, Moment] = {}
+
+    @contextlib.contextmanager
+    def inputs(self) -> Iterator[None]:
+        """Watch inputs while one batch runs."""
+        seen: dict[str, Tensor] = {}
+
+        def note(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen[name] = args[0].detach()
+
+        with contextlib.ExitStack() as hooks:
+            for name, module in self.modules.items():
+                handle = module.register_forward_pre_hook(functools.partial(note, name))
+                hooks.callback(handle.remove)
+            yield
+        done: dict[int, Moment] = {}
+        for name, rows in seen.items():
+            pointer = rows.data_ptr()
+            if pointer not in done:
+                self._inputs.setdefault(name, Moment(rows.shape[-1], rows.device)).add(rows, self.half)
+                done[pointer] = self._inputs[name]
+            self._inputs[name] = done[pointer]
+
+    @contextlib.contextmanager
+    def gradients(self) -> Iterator[None]:
+        """Watch gradients of outputs while one batch runs forward and backward."""
+
+        def note(name: str, gradient: Tensor) -> None:
+            self._outputs.setdefault(name, Moment(gradient.shape[-1], gradient.device)).add(gradient, self.half)
+
+        def attach(name: str, _: nn.Module, __: object, output: Tensor) -> None:
+            output.register_hook(functools.partial(note, name))
+
+        with contextlib.ExitStack() as hooks:
+            for name, module in self.modules.items():
+                handle = module.register_forward_hook(functools.partial(attach, name))
+                hooks.callback(handle.remove)
+            yield
+
+    def knowledge(self) -> dict[str, Knowledge]:
+        """By name of every module that ran."""
+        return {name: Knowledge(inputs, self._outputs.get(name)) for name, inputs in self._inputs.items()}
+
+
+@torch.no_grad()
+def _token_gradient(logits: Tensor, draw: torch.Generator) -> Tensor:
+    """Gradient of -log p(token) with tokens drawn from p: p less one at the token. As large as `logits`."""
+    gradient = torch.softmax(logits, -1)
+    below = gradient.cumsum(-1)
+    point = torch.rand(below.shape[:-1], generator=draw, device=below.device).unsqueeze(-1)
+    token = torch.searchsorted(below, point * below[..., -1:]).clamp(max=below.shape[-1] - 1)
+    return gradient.scatter_add_(-1, token, torch.full_like(point, -1))

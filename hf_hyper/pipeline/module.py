@@ -30,7 +30,7 @@ from hf_hyper.nn.stored import HyperLayer, layer_specs
 from hf_hyper.plan import plan_shape, plan_weight
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["compress_module", "load_module"]
+__all__ = ["compress_module", "filled", "load_module"]
 
 
 @torch.no_grad()
@@ -102,7 +102,7 @@ def load_module(
             )
         scheme, layout = config.recorded(name, *shape), config.recorded_layout(name, shape)
         tensors = {key: state_dict.get(f"{name}.{key}" if name else key) for key in layer_specs(scheme, layout)}
-        module = _put(module, name, _filled(name, layers[name], scheme, layout, tensors))
+        module = _put(module, name, filled(name, layers[name], scheme, layout, tensors))
     missing, unexpected = module.load_state_dict(state_dict, strict=False)
     if missing or unexpected:
         raise FormatError(
@@ -142,10 +142,10 @@ def _compressed(name: str, layer: nn.Module, config: HyperConfig) -> HyperLayer 
         return None
     tensors = plan.quantize(weight, config.effort, name or "weight")
     config.record(name, plan.scheme, plan.layout)
-    return _filled(name, layer, plan.scheme, plan.layout, tensors)
+    return filled(name, layer, plan.scheme, plan.layout, tensors)
 
 
-def _filled(
+def filled(
     name: str, plain: nn.Module, scheme: TensorScheme, layout: Layout, tensors: Mapping[str, Tensor | None]
 ) -> HyperLayer:
     """The counterpart of a plain layer with stored tensors, and with its bias, dtype and device."""

@@ -46,6 +46,7 @@ class TensorRecord:
         bits: Code bits per weight.
         bits_per_weight: Stored bits per weight with scales, constants and padding.
         relative_error: `||W - W'||² / ||W||²`, None where it was not measured.
+        output_error: `E|(W - W') x|² / E|W x|²` over the calibration text, None without one.
         seconds: Time to compress it, None where it was not measured.
     """
 
@@ -55,6 +56,7 @@ class TensorRecord:
     bits: float
     bits_per_weight: float
     relative_error: float | None = None
+    output_error: float | None = None
     seconds: float | None = None
 
     @property
@@ -181,6 +183,7 @@ def _record(
         bits=scheme.bits,
         bits_per_weight=bits_per_weight(scheme, layout),
         relative_error=measured.get(name, {}).get("relative_error"),
+        output_error=measured.get(name, {}).get("output_error"),
         seconds=measured.get(name, {}).get("seconds"),
     )
 

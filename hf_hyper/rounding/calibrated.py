@@ -4,15 +4,18 @@ The same stored tensors as `codec.quantize`, found differently: tile by tile wit
 again, all in the metric of the layer's second moments. Plain LDLQ is the case without gradients.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from hf_hyper import codec
 from hf_hyper.encoders.shift import decode_tiles, encode_tiles, first_scale, stored_scale
 from hf_hyper.errors import ConfigError
-from hf_hyper.rotation.incoherence import rotate_input, rotate_output, rotate_weight
+from hf_hyper.rotation.incoherence import rotate_input, rotate_output, rotate_weight, unrotate_output
 from hf_hyper.rounding.feedback import round_with_feedback
 from hf_hyper.rounding.moments import Moment, block_factor, regularized, trust
 from hf_hyper.rounding.scales import fit_scales
@@ -28,13 +31,10 @@ class Knowledge:
     Attributes:
         inputs: Second moment of the inputs, width `in_features`.
         outputs: Second moment of the loss gradients at the outputs, width `out_features`; None where none were taken.
-        target: `[out_features, in_features]` weight that the codes shall stand for, None for the layer's own. It differs
-            where earlier layers already err and this one can make up for it.
     """
 
     inputs: Moment
     outputs: Moment | None = None
-    target: Tensor | None = None
 
 
 def quantize_calibrated(
@@ -62,10 +62,10 @@ def quantize_calibrated(
             "leave calibration out"
         )
     bits = int(scheme.bits)
-    weight = codec.checked(weight if knowledge.target is None else knowledge.target, scheme, name)
+    weight = codec.checked(weight, scheme, name)
+    inputs, input_factor = _input_metric(knowledge.inputs, _input_side(scheme))
     out_scale, unit = codec.split_rows(weight)
     rotated = rotate_weight(unit, scheme)
-    inputs = _input_metric(knowledge.inputs, scheme)
     outputs = None if knowledge.outputs is None else _output_metric(knowledge.outputs, out_scale.float(), scheme)
 
     def encode(tiles: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,11 +76,15 @@ def quantize_calibrated(
         rotated,
         first_scale(rotated, bits),
         encode,
-        block_factor(inputs, TILE),
+        input_factor,
         None if outputs is None else block_factor(outputs, TILE),
     )
     scale = stored_scale(fit_scales(rotated, values, inputs, outputs))
-    return {"codes": codes, "scale": scale, codec.OUT_SCALE: out_scale}
+    # The rows as they were before the output rotation can be fitted once more.
+    decoded = unrotate_output((values * scale.float().unsqueeze(1)).T, scheme).T
+    wanted = unrotate_output(rotated.T, scheme).T * out_scale.float().unsqueeze(1)
+    fitted = codec.stored_out_scale(fit_scales(wanted, decoded, inputs))
+    return {"codes": codes, "scale": scale, codec.OUT_SCALE: torch.where(out_scale > 0, fitted, out_scale)}
 
 
 def output_error(weight: Tensor, decoded: Tensor, inputs: Moment) -> float:
@@ -97,14 +101,21 @@ def output_error(weight: Tensor, decoded: Tensor, inputs: Moment) -> float:
     return float(((error @ moment) * error).sum()) / energy if energy > 0 else 0.0
 
 
-def _input_metric(moment: Moment, scheme: TensorScheme) -> Tensor:
-    """Moment of the rotated inputs, regularized: `[padded_in, padded_in]`."""
+def _input_side(scheme: TensorScheme) -> TensorScheme:
+    """The same for all weights that share their inputs."""
+    return dataclasses.replace(scheme, out_features=TILE, bits=4.0)
+
+
+@functools.lru_cache(maxsize=2)
+def _input_metric(moment: Moment, scheme: TensorScheme) -> tuple[Tensor, Tensor]:
+    """Moment of the rotated inputs, regularized, and its factor: both `[padded_in, padded_in]`."""
     halves = tuple(_both_sides(half, lambda x: rotate_input(x, scheme)) for half in moment.halves)
-    return _metric(halves, moment.counts)
+    metric = _metric(halves, moment.counts)
+    return metric, block_factor(metric, TILE)
 
 
 def _output_metric(moment: Moment, out_scale: Tensor, scheme: TensorScheme) -> Tensor:
-    """Moment of the gradients at the rotated outputs in units of `out_scale`, regularized: `[padded_out, padded_out]`."""
+    """Moment of the gradients at the rotated outputs in units of `out_scale`, regularized: `[padded_out] * 2`."""
     halves = tuple(_both_sides(half, lambda y: rotate_output(y * out_scale, scheme)) for half in moment.halves)
     return _metric(halves, moment.counts)
 

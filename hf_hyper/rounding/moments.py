@@ -15,11 +15,14 @@ from hf_hyper.errors import ShapeError
 
 __all__ = ["Moment", "block_factor", "regularized", "trust"]
 
-CANDIDATES = tuple(10.0 ** (exponent / 2) for exponent in range(-8, 5))
+CANDIDATES = tuple(10.0 ** (exponent / 2) for exponent in range(-6, 5))
 """Strengths of the identity that `trust` chooses among, in units of the mean of the diagonal."""
 
 START = 0.1
 """Where it begins."""
+
+WIDTH = 1024
+"""Coordinates it looks at; after a rotation the first ones are as good a sample as any."""
 
 
 class Moment:
@@ -84,17 +87,17 @@ def trust(halves: tuple[Tensor, Tensor], block: int) -> float:
 
     With the factor L of a regularized moment (`block_factor`), feedback rounding turns white rounding noise n into the
     error n L^-1. Its damage on text that the factor has not seen is tr(L^-1 M L^-T) with that text's moment M. Both
-    directions are tried, and the strength that does least damage is halved, because the moment that is used in the
-    end has seen twice as much.
+    directions are tried. The moment that is used in the end has seen twice as much and would bear less, but it is also
+    only a model of the damage; halving the strength measured worse (`NOTES.md`).
 
     Args:
         halves: Two `[n, n]` moments of different text.
         block: Width of the blocks that are rounded together; it divides n.
 
     Returns:
-        One of `CANDIDATES` over 2; the largest where a half is empty.
+        One of `CANDIDATES`; the largest where a half is empty.
     """
-    first, second = halves
+    first, second = (half[:WIDTH, :WIDTH] for half in halves)
     if not (first.diagonal().sum() > 0 and second.diagonal().sum() > 0):
         return CANDIDATES[-1]
 
@@ -107,7 +110,7 @@ def trust(halves: tuple[Tensor, Tensor], block: int) -> float:
     for step in (1, -1):  # the damage falls to one minimum and rises
         while 0 <= best + step < len(CANDIDATES) and damage(best + step) < damage(best):
             best += step
-    return CANDIDATES[best] / 2
+    return CANDIDATES[best]
 
 
 def block_factor(moment: Tensor, block: int) -> Tensor:

@@ -1,0 +1,178 @@
+"""Compress a model that is in memory, layer by layer, with knowledge of a calibration text.
+
+1. Forward through the layers; the hidden states between them go to a scratch file.
+2. Backward from the loss, last layer first. Of every linear layer the second moments of its inputs and of the gradients
+   at its outputs are taken; it is rounded with feedback, and the compressed layer takes its place.
+
+Without gradients one pass forward does both. Beside the model, memory holds the activations of one batch in one layer
+and the second moments of one layer, in float32 and in two halves: 8 bytes for every pair of inputs and every pair of
+outputs. The scratch file takes `layers + 1` times the bytes of the text's hidden states. Finished tensors are kept in
+the current `TensorStore`, so that a run that was stopped does not search them again.
+"""
+
+import contextlib
+import hashlib
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from hf_hyper import codec
+from hf_hyper.config import FORMAT_VERSION
+from hf_hyper.nn.replace import is_transposed
+from hf_hyper.pipeline.gradients import layer_backward, layer_forward, states_by_layer, top_gradients
+from hf_hyper.pipeline.module import filled
+from hf_hyper.pipeline.stack import Stack
+from hf_hyper.plan import Plan
+from hf_hyper.rounding import Knowledge, output_error, quantize_calibrated
+from hf_hyper.storage.resume import TensorStore
+
+__all__ = ["compress_loaded"]
+
+BATCH_TOKENS = 4096
+"""Tokens that run through a layer at once."""
+
+
+@torch.no_grad()
+def compress_loaded(
+    model: nn.Module,
+    plans: Mapping[str, Plan],
+    windows: Tensor | None,
+    effort: str,
+    *,
+    fisher: bool = True,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Compress layers of a model in place.
+
+    Args:
+        model: In memory, on one device, with a list of layers (`Stack`) if it is to be calibrated.
+        plans: How to store the weights, by module name. Layers outside the list, and weights that are no plain
+            matrix, are compressed without calibration.
+        windows: `[n, length]` token ids of the calibration text; None to compress all without.
+        effort: Thoroughness of the search: `fast`, `balanced` or `best`.
+        fisher: Whether errors are weighed by the gradients of the loss too; without, step 2 falls away.
+        seed: Of the tokens drawn from the model.
+
+    Returns:
+        `relative_error`, `output_error` where it is known, and `seconds` by module name.
+
+    Raises:
+        ConfigError: The model cannot be run layer by layer.
+        ShapeError: A weight or an activation is not finite.
+    """
+    store = TensorStore.current()
+    question = f"calibrated,{effort},{fisher},{seed},format={FORMAT_VERSION},hf-hyper={version('hf-hyper')}"
+    with logging.tqdm(total=len(plans), desc="Compressing", unit="tensor") as bar:
+        job = _Job(model, plans, effort, store, question, bar)
+        if windows is not None:
+            if store.folder is not None:
+                job.question += f",{_fingerprint([windows, *model.parameters()])}"
+            _compress_stack(job, windows.to(next(model.parameters()).device), fisher, seed)
+        for name in plans:
+            if name not in job.measured:
+                job.compress(name, None)
+    return {name: job.measured[name] for name in plans}
+
+
+@dataclass
+class _Job:
+    """Compression of one module after another."""
+
+    model: nn.Module
+    plans: Mapping[str, Plan]
+    effort: str
+    store: TensorStore
+    question: str
+    bar: Any
+    measured: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def compress_all(self, known: Mapping[str, Knowledge]) -> None:
+        """Compress several modules."""
+        for name, knowledge in known.items():
+            self.compress(name, knowledge)
+
+    def compress(self, name: str, knowledge: Knowledge | None) -> None:
+        """Put the compressed layer in the place of module `name`."""
+        started, module, plan = time.perf_counter(), self.model.get_submodule(name), self.plans[name]
+        weight = module.get_parameter("weight").detach()
+        weight = weight.T if is_transposed(module) else weight
+
+        def make() -> dict[str, Tensor]:
+            if knowledge is None:
+                return plan.quantize(weight, self.effort, name)
+            return quantize_calibrated(weight, plan.scheme, self.effort, knowledge, name=name)
+
+        tensors = self.store.get_or_make(weight, f"{self.question},{name},{plan.scheme.key}", make)
+        layer = filled(name, module, plan.scheme, plan.layout, tensors)
+        decoded = layer.dequantize(torch.float32)
+        measured = {"relative_error": codec.relative_error(weight, decoded)}
+        if knowledge is not None:
+            measured["output_error"] = output_error(weight, decoded, knowledge.inputs)
+        self.model.set_submodule(name, layer)
+        self.measured[name] = {**measured, "seconds": time.perf_counter() - started}
+        self.bar.update()
+
+
+def _compress_stack(job: _Job, windows: Tensor, fisher: bool, seed: int) -> None:
+    """Compress the model's list of layers."""
+    windows, batch_size = _whole_batches(windows)
+    with _frozen(job.model), tempfile.TemporaryDirectory(prefix="hf-hyper-") as scratch:
+        stack = Stack(job.model, windows, batch_size)
+        if not fisher:
+            states = stack.entries
+            for index in range(len(stack)):
+                job.compress_all(layer_forward(stack, index, states, _modules(stack, index, job.plans), states))
+            return
+        states = states_by_layer(stack, Path(scratch))
+        gradients = top_gradients(stack, states[-1], seed)
+        for index in range(len(stack) - 1, -1, -1):
+            modules = _modules(stack, index, job.plans)
+            job.compress_all(layer_backward(stack, index, states[index], modules, gradients))
+
+
+def _modules(stack: Stack, index: int, plans: Mapping[str, Plan]) -> dict[str, nn.Module]:
+    """Modules of one layer that rounding with feedback can store, by their names in the model."""
+    prefix = f"{stack.name}.{index}."
+    named = {prefix + name: module for name, module in stack.layers[index].named_modules()}
+    return {
+        name: module
+        for name, module in named.items()
+        if name in plans and plans[name].layout.plain and not isinstance(module, nn.Embedding)
+    }
+
+
+def _whole_batches(windows: Tensor) -> tuple[Tensor, int]:
+    """As many windows as make whole batches, at least two batches where there are two windows; and their size."""
+    size = max(1, min(BATCH_TOKENS // windows.shape[1], len(windows) // 2))
+    return windows[: len(windows) // size * size], size
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients of parameters; both as before afterwards."""
+    training = model.training
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.train(training)
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def _fingerprint(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,182 @@
+"""Calibrated compression: through `from_pretrained`, the command line and in memory; better, reloadable, resumable."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import hf_hyper
+from hf_hyper.cli import main
+from hf_hyper.errors import ConfigError, HyperError
+from hf_hyper.eval import evaluate_model, windows
+from hf_hyper.pipeline import calibrate as calibration
+from hf_hyper.pipeline.calibrate import compress_loaded
+from hf_hyper.pipeline.compress import compress
+from hf_hyper.plan import plan_shape
+
+TINY = Path(__file__).parents[3] / "shared" / "data" / "calib" / "tiny.utf8"
+STORIES = TINY.read_text(encoding="utf-8") if TINY.exists() else ""
+TEXTS = [STORIES[start : start + 1000] for start in range(0, 24000, 1000)]
+pytestmark = pytest.mark.skipif(not STORIES, reason="the shared calibration texts are not beside the project")
+
+CALIBRATED = {"bits": 2, "effort": "fast", "calibration": TEXTS, "calibration_tokens": 4096}
+
+
+def kl(model: torch.nn.Module, original: torch.nn.Module, folder: Path) -> float:
+    cut = windows(AutoTokenizer.from_pretrained(folder), STORIES[-20000:], 128, 16)
+    return evaluate_model(model, cut, original).to_dict()["kl_mean"]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return Path(__file__).parents[1] / "data" / "stories260K"
+
+
+@pytest.fixture(scope="module")
+def calibrated(folder: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=hf_hyper.HyperConfig(**CALIBRATED))
+
+
+def test_calibration_is_worth_its_time(calibrated: torch.nn.Module, folder: Path) -> None:
+    original = AutoModelForCausalLM.from_pretrained(folder)
+    losses = {"fisher": kl(calibrated, original, folder)}
+    for name, options in {"ldlq": {"rounding": "ldlq"}, "none": {"calibration": None}}.items():
+        config = hf_hyper.HyperConfig(**{**CALIBRATED, **options})
+        losses[name] = kl(AutoModelForCausalLM.from_pretrained(folder, quantization_config=config), original, folder)
+    assert losses["fisher"] < losses["ldlq"] < losses["none"]
+
+
+def test_a_calibrated_model_is_stored_like_any_other(calibrated: torch.nn.Module, folder: Path, tmp_path: Path) -> None:
+    calibrated.save_pretrained(tmp_path)
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.arange(40).view(2, 20)
+    assert torch.equal(reloaded(ids).logits, calibrated(ids).logits)
+    saved = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert saved["calibration"] == "24 texts"
+    assert saved["calibration_tokens"] == 4096
+    # What was left to learn is left to learn, and gradients of calibration are gone.
+    assert all(parameter.grad is None for parameter in calibrated.parameters())
+
+
+def test_the_model_writes_its_own_text(folder: Path) -> None:
+    config = hf_hyper.HyperConfig(**{**CALIBRATED, "calibration": "self", "calibration_tokens": 1024})
+    first, second = (AutoModelForCausalLM.from_pretrained(folder, quantization_config=config) for _ in range(2))
+    codes = [model.model.layers[4].mlp.down_proj.codes for model in (first, second)]
+    assert torch.equal(*codes)
+    assert first.hf_quantizer.calibrated["calibration_tokens"] == 1024
+
+
+def test_command_line_and_report(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(TEXTS))
+    options = ["--bits", "3", "--effort", "fast", "--calibration", str(text), "--calibration-tokens", "1024"]
+    assert main(["compress", str(folder), str(tmp_path / "out"), *options]) == 0
+    report = json.loads((tmp_path / "out" / "hyper_report.json").read_text())
+    assert report["calibration"] == str(text)
+    assert report["calibration_tokens"] == 1024
+    assert all(0 < record["output_error"] < 0.5 for record in report["tensors"])
+    assert "35 tensors" in capsys.readouterr().out
+
+
+def test_a_run_that_was_stopped_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calibrated: torch.nn.Module
+) -> None:
+    calls: list[str] = []
+    whole = calibration.quantize_calibrated
+
+    def stops(weight, scheme, effort, knowledge, *, name):
+        calls.append(name)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return whole(weight, scheme, effort, knowledge, name=name)
+
+    monkeypatch.setattr(calibration, "quantize_calibrated", stops)
+    config = hf_hyper.HyperConfig(**CALIBRATED)
+    with pytest.raises(KeyboardInterrupt):
+        compress(folder, tmp_path / "out", config, resume=True)
+    assert not (tmp_path / "out").exists()
+
+    compress(folder, tmp_path / "out", config, resume=True)
+    assert len(calls) == 20 + 35 - 19
+    resumed = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    for name, tensor in calibrated.state_dict().items():
+        assert torch.equal(resumed[name], tensor), name
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_other_stacks_of_layers(kind: str) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 100, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    if kind == "bert":
+        model = BertModel(BertConfig(**sizes, intermediate_size=80)).eval()
+    else:
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=48, n_layer=2, n_head=4)).eval()
+    ids = torch.randint(100, (16, 32))
+    with torch.no_grad():
+        wanted = model(input_ids=ids)[0]
+    config = hf_hyper.HyperConfig(bits=4, effort="fast")
+    plans = {
+        name: plan_shape(config, tuple(reversed(module.weight.shape)) if kind == "gpt2" else module.weight.shape, False)
+        for name, module in model.named_modules()
+        if type(module).__name__ in ("Linear", "Conv1D") and "lm_head" not in name
+    }
+    measured = compress_loaded(model, plans, ids, "fast")
+    assert list(measured) == list(plans)
+    inside = [name for name in plans if ".layer." in name or ".h." in name]
+    assert all(measured[name]["output_error"] < 0.05 for name in inside)
+    assert all("output_error" not in measured[name] for name in plans.keys() - set(inside))
+    with torch.no_grad():
+        error = (model(input_ids=ids)[0] - wanted).norm() / wanted.norm()
+    assert error < 0.15
+
+
+def test_a_model_with_two_stacks_is_refused() -> None:
+    config = T5Config(vocab_size=50, d_model=32, d_ff=32, d_kv=8, num_layers=2, num_heads=4)
+    model = T5ForConditionalGeneration(config)
+    with pytest.raises(ConfigError, match="2 lists of equal layers"):
+        compress_loaded(model, {}, torch.zeros(4, 8, dtype=torch.int64), "fast")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"calibration": 3}, "calibration is a int, wanted"),
+        ({"calibration": []}, "calibration is a list, wanted"),
+        ({"calibration": "default", "hyperfunction": "winding"}, "only 'shift' can use it"),
+        ({"calibration": "default", "calibration_tokens": 0}, "calibration_tokens is 0"),
+        ({"calibration": "default", "rounding": "nearest"}, "rounding is 'nearest', wanted one of"),
+    ],
+    ids=["type", "empty", "winding", "tokens", "rounding"],
+)
+def test_options_that_cannot_be_used(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        hf_hyper.HyperConfig(**options)
+
+
+def test_a_text_that_is_too_short(folder: Path) -> None:
+    config = hf_hyper.HyperConfig(calibration=["Once upon a time."])
+    with pytest.raises(HyperError, match=r"calibration text has .* tokens, wanted at least"):
+        AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
+
+
+def test_a_model_in_hand(folder: Path, tmp_path: Path, calibrated: torch.nn.Module) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert hf_hyper.compress_model(model, hf_hyper.HyperConfig(**CALIBRATED)) is model
+    ids = torch.arange(40).view(2, 20)
+    assert torch.equal(model(ids).logits, calibrated(ids).logits)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, calibrated(ids).logits)
+    with pytest.raises(ConfigError, match="compressed already"):
+        hf_hyper.compress_model(model, hf_hyper.HyperConfig())
