@@ -240,6 +240,11 @@ class HyperHfQuantizer(HfQuantizer):
         return True
 
     @property
+    def is_compileable(self) -> bool:
+        """Products are operators with known shapes, so `torch.compile` and compiled static caches see one graph."""
+        return True
+
+    @property
     def is_trainable(self) -> bool:
         """Adapters can be trained on top: gradients reach the inputs."""
         return True

@@ -68,7 +68,7 @@ def random_model(shape: str, dtype: torch.dtype, bits: float | None) -> PreTrain
     """Model of an architecture in `SHAPES` with random weights, compressed with random codes unless `bits` is None."""
     config = LlamaConfig(**SHAPES[shape])
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(dtype)
+        model = LlamaForCausalLM(config).to(dtype)  # pyright: ignore[reportArgumentType]
         if bits is not None:
             head, dial = model.get_output_embeddings(), HyperConfig(bits=bits)
             names = {name for name, module in model.named_modules() if module is head}
@@ -103,7 +103,7 @@ def measure(model: PreTrainedModel, tokens: int, repeats: int) -> dict[str, Any]
     def seconds(count: int) -> float:
         started = time.perf_counter()
         with torch.inference_mode():
-            model.generate(
+            model.generate(  # pyright: ignore[reportCallIssue]
                 prompt,
                 attention_mask=mask,
                 max_new_tokens=count,
@@ -123,9 +123,10 @@ def measure(model: PreTrainedModel, tokens: int, repeats: int) -> dict[str, Any]
 
 def _bytes_read(model: PreTrainedModel) -> int:
     """Bytes of weights that a step reads: all but the input embedding, unless it is the output head as well."""
-    embedding = model.get_input_embeddings().weight
+    embedding = model.get_input_embeddings().get_parameter("weight")
     head = model.get_output_embeddings()
-    skipped = embedding.nbytes if head is not None and head.weight is not embedding else 0
+    tied = head is not None and head._parameters.get("weight") is embedding
+    skipped = 0 if tied else embedding.nbytes
     return sum(parameter.nbytes for parameter in model.parameters()) - skipped
 
 

@@ -6,16 +6,19 @@ Shapes are the linear layers of SmolLM2-135M, Llama-3.2-1B and Llama-3.1-8B. Cod
 a valid code and takes the same time. Every case is checked against the reference before it is timed; a wrong result
 ends the run. Rows give seconds per call, the baseline's time over ours (median, minimum and maximum over interleaved
 turns), the bytes of stored tensors read per second and their share of measured read bandwidth. Kernels are the path
-that the operator takes, with activations in bfloat16, `exact` or `int8`; rotations are included.
+that the operator takes, with activations in bfloat16, `exact` or `int8`; rotations are included. Where they are
+installed, bitsandbytes' nf4 and HQQ (4 bits, groups of 64) are baselines too, whatever the bits of the row.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import importlib
+import importlib.util
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,7 @@ def case(rows: int, columns: int, bits: int, tokens: Sequence[int], turns: int, 
     bfloat16 = [torch.randn(rows, columns).bfloat16() for _ in range(_copies(2, scheme))]
     float32 = [torch.randn(rows, columns) for _ in range(_copies(4, scheme))]
     size = codec.bits_per_weight(scheme) / 8 * scheme.num_weights
+    rivals = _rivals(rows, columns)
     for count in tokens:
         x = torch.randn(count, columns).bfloat16()
         full = x.float()
@@ -82,13 +86,14 @@ def case(rows: int, columns: int, bits: int, tokens: Sequence[int], turns: int, 
             {
                 "F.linear bfloat16": lambda number, x=x: linear(x, bfloat16[number % len(bfloat16)]),
                 "F.linear float32": lambda number, full=full: linear(full, float32[number % len(float32)]),
+                **{name: lambda number, x=x, rival=rival: rival(number, x) for name, rival in rivals.items()},
                 **{accuracy: functools.partial(ours, accuracy) for accuracy in accuracies},
             },
             turns,
         )
         for accuracy in accuracies:
             median = statistics.median(times[accuracy])
-            for baseline in ("F.linear bfloat16", "F.linear float32"):
+            for baseline in ("F.linear bfloat16", "F.linear float32", *rivals):
                 yield {
                     "op": "matmul",
                     "shape": [rows, columns],
@@ -126,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     for height, width in given.shapes or [shape for shapes in SHAPES.values() for shape in shapes]:
         for bits in given.bits:
             for row in case(height, width, bits, given.m, given.turns, bandwidth):
-                rows.append({**row, "read_bandwidth": bandwidth, **environment()})
+                rows.append({**row, "read_bandwidth": bandwidth, **environment("bitsandbytes", "hqq")})
                 print(_line(row), flush=True)
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
@@ -141,6 +146,33 @@ def _random_tensors(scheme: TensorScheme) -> dict[str, Tensor]:
         "scale": torch.ones(specs["scale"].shape, dtype=torch.float16),
         "out_scale": torch.ones(specs["out_scale"].shape, dtype=torch.bfloat16),
     }
+
+
+def _rivals(rows: int, columns: int) -> dict[str, Callable[[int, Tensor], Tensor]]:
+    """Products of other packages that are installed: functions of the number of the call and bfloat16 activations."""
+    found: dict[str, Callable[[int, Tensor], Tensor]] = {}
+    weight = torch.randn(rows, columns).bfloat16() / columns**0.5
+    copies = range(max(2, int(CACHE_BYTES / (0.5625 * rows * columns)) + 1))
+    if importlib.util.find_spec("bitsandbytes") and columns % 64 == 0:
+        bitsandbytes = importlib.import_module("bitsandbytes")
+        nf4 = []
+        for _ in copies:
+            layer = bitsandbytes.nn.Linear4bit(
+                columns, rows, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4", compress_statistics=False
+            )
+            layer.weight = bitsandbytes.nn.Params4bit(
+                weight, requires_grad=False, quant_type="nf4", compress_statistics=False, module=layer
+            )
+            nf4.append(layer.to("cpu"))
+        found["bitsandbytes nf4"] = lambda number, x: nf4[number % len(nf4)](x)
+    if importlib.util.find_spec("hqq") and columns % 64 == 0:
+        quantize = importlib.import_module("hqq.core.quantize")
+        plain = torch.nn.Linear(columns, rows, bias=False, dtype=torch.bfloat16)
+        plain.weight.data.copy_(weight)
+        dial = quantize.BaseQuantizeConfig(nbits=4, group_size=64, axis=1)
+        hqq = quantize.HQQLinear(plain, dial, compute_dtype=torch.bfloat16, device="cpu", del_orig=False)
+        found["HQQ 4 bits"] = lambda number, x: hqq(x)
+    return found
 
 
 def _copies(bytes_per_weight: float, scheme: TensorScheme) -> int:

@@ -25,10 +25,11 @@ inline float float_of(uint32_t bits) {
 inline float from_bfloat16(uint16_t x) { return float_of(static_cast<uint32_t>(x) << 16); }
 
 inline float from_float16(uint16_t x) {
-  // Shifted into place, the exponent is 112 too small; the product mends subnormal numbers as well.
-  const float size = float_of((x & 0x7fffu) << 13) * 0x1p112f;
-  const uint32_t special = (x & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
-  return float_of(bits_of(size) | special | (x & 0x8000u) << 16);
+  const uint32_t size = x & 0x7fffu;
+  // Subnormal numbers as integers: as floats they would be lost where the processor flushes subnormals to zero.
+  const uint32_t subnormal = bits_of(static_cast<float>(static_cast<int32_t>(size)) * 0x1p-24f);
+  const uint32_t normal = (size << 13) + (size < 0x7c00u ? 112u << 23 : 224u << 23);
+  return float_of((size < 0x400u ? subnormal : normal) | (x & 0x8000u) << 16);
 }
 
 inline uint16_t to_bfloat16(float x) {

@@ -8,13 +8,14 @@
 
 namespace hyper {
 
+constexpr int kWidest = 32;  // most lanes of a vector class; fewer windows than lanes go through the narrow scalar one
 constexpr int kWidenSteps = 4;  // steps between two doublings of the windows kept, at the end of pass 2
 
 // Survivor search. The windows of every step are kept; a window names its own predecessor.
 class SurvivorSearch {
  public:
   explicit SurvivorSearch(const Code& code)
-      : code_(code), steps_(kernels().shift), forced_((kStateBits - code.bits) / code.bits),
+      : code_(code), steps_((1 << code.class_bits < kWidest ? kScalarKernels : kernels()).shift), forced_((kStateBits - code.bits) / code.bits),
         costs_(new uint16_t[2 * code.classes]) {
     size_t total = 0;
     for (int t = 0; t <= kTileWeights; ++t) {

@@ -46,8 +46,9 @@ def set_activations(accuracy: str) -> None:
 
     Args:
         accuracy: `exact` for float32, `int8` for 8 bits with one scale per token and 16 columns: about 0.5 % of
-            relative error in the product, for less time. The environment variable `HF_HYPER_ACTIVATIONS` sets the
-            choice at the start.
+            relative error in the product, for less time. It is not the default because it adds 1 % to the KL divergence
+            of SmolLM2-135M at 4 bits, data-free, and would add a larger share to a calibrated model's. The environment
+            variable `HF_HYPER_ACTIVATIONS` sets the choice at the start.
 
     Raises:
         ConfigError: The word is neither.

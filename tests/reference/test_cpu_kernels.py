@@ -221,3 +221,19 @@ def test_wrong_tensors_are_refused() -> None:
         _native.shift_matmul(plan, tensors["codes"], tensors["scale"], tensors["out_scale"], x[:, 1:])
     with pytest.raises(ConfigError, match="set_activations: got 'int4', wanted one of exact, int8"):
         cpu.set_activations("int4")
+
+
+def test_subnormal_scales_survive_flushing() -> None:
+    scheme = TensorScheme("shift", 4.0, 16, 16)
+    tensors = random_tensors(scheme)
+    tensors["scale"].fill_(2.0**-22)
+    x = torch.randn(1, 16)
+    wanted = ops.matmul(x, list(tensors.values()), scheme.key)
+    assert wanted.abs().max() > 0
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush")
+    try:
+        assert torch.equal(ops.matmul(x, list(tensors.values()), scheme.key), wanted)
+        assert torch.equal(ops.matmul(x.half(), list(tensors.values()), scheme.key).float() != 0, wanted.half() != 0)
+    finally:
+        torch.set_flush_denormal(False)
