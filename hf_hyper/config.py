@@ -155,10 +155,15 @@ class HyperConfig(QuantizationConfigMixin):
             bits=bits,
             out_features=out_features,
             in_features=in_features,
-            incoherence=hyperfunction.incoherence or (self.winding is not None and self.winding.incoherence),
+            incoherence=hyperfunction.incoherence or bool(self._options().get("incoherence")),
             seed=self.seed,
             options=options,
         )
+
+    @property
+    def loss_max(self) -> float | None:
+        """Bound on the mean absolute error of a tensor, None where there is none."""
+        return self.winding.loss_max if isinstance(self.winding, WindingOptions) else None
 
     def record(self, name: str, scheme: TensorScheme, layout: Layout | None = None) -> None:
         """Note in `tensor_schemes` how module `name` is stored; the shape of its weight is that of the module."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hf_hyper import codec
 from hf_hyper.config import HyperConfig
-from hf_hyper.hyperfunctions.winding import code_width
+from hf_hyper.hyperfunctions.winding import WindingOptions, code_width
 from hf_hyper.layout import MASK, Layout, prune
 from hf_hyper.scheme import TensorScheme
 
@@ -99,9 +99,7 @@ def plan_weight(config: HyperConfig, weight: Tensor, plan: Plan) -> Plan | None:
         pruned = dataclasses.replace(_plan(config, layout), mask=mask)
         cost: Callable[[Plan], float] = lambda plan: bits_per_weight(plan.scheme, plan.layout)  # noqa: E731
         plan = pruned if cost(pruned) <= cost(plan) else plan
-    if config.winding is None or config.winding.loss_max is None:
-        return plan
-    return _least(config, weight, plan, config.winding.loss_max)
+    return plan if config.loss_max is None else _least(config, weight, plan, config.loss_max)
 
 
 def _least(config: HyperConfig, weight: Tensor, plan: Plan, loss_max: float) -> Plan | None:
@@ -109,7 +107,7 @@ def _least(config: HyperConfig, weight: Tensor, plan: Plan, loss_max: float) -> 
     matrix = plan.layout.to_matrix(weight).float()
     most = code_width(plan.scheme)
     winding = config.winding
-    assert winding is not None
+    assert isinstance(winding, WindingOptions)
     fixed = winding.num_points is not None  # the number of points decides the width
     low = most if fixed else ((winding.num_shells + 1) * 2 - 1).bit_length()
     best, high = None, most

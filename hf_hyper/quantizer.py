@@ -186,8 +186,8 @@ class HyperHfQuantizer(HfQuantizer):
             self.compress_loaded(model)
             return model
         if not any(hyper_modules(model)):
-            loss_max = getattr(self.quantization_config.winding, "loss_max", None)
-            raise ConfigError(f"no weight meets loss_max {loss_max}; raise it or bits, or load without HyperConfig")
+            bound = self.quantization_config.loss_max
+            raise ConfigError(f"no weight meets loss_max {bound}; raise it or bits, or load without HyperConfig")
         for name, layer in list(hyper_modules(model)):
             if "weight" in layer._parameters:
                 self._leave_out(model, name, layer)

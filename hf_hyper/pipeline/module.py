@@ -34,12 +34,13 @@ __all__ = ["compress_module", "filled", "load_module"]
 
 
 @torch.no_grad()
-def compress_module(module: nn.Module, config: HyperConfig) -> nn.Module:
+def compress_module(module: nn.Module, config: HyperConfig, bits: Mapping[str, float] | None = None) -> nn.Module:
     """Compress the layers of a module in place.
 
     Args:
         module: Any module with its weights; changed. Of floating-point dtype, on any device.
         config: How to compress. `modules_to_not_convert` lists names to leave; None leaves nothing out.
+        bits: Rates of single layers by name, in the place of `config.bits`; see `pipeline.allocate.spread_bits`.
 
     Returns:
         The module itself, or the layer that takes its place where it is a single layer. It carries `hyper_config`, a
@@ -63,7 +64,7 @@ def compress_module(module: nn.Module, config: HyperConfig) -> nn.Module:
         if should_convert_module(name, made.modules_to_not_convert)
     ]
     for name, layer in logging.tqdm(chosen, desc=f"Compressing to {made.bits:g} bits", unit="tensor"):
-        compressed = _compressed(name, layer, made)
+        compressed = _compressed(name, layer, made, (bits or {}).get(name, made.bits))
         if compressed is not None:
             module = _put(module, name, compressed)
     if not made.tensor_schemes:
@@ -129,15 +130,16 @@ def _candidates(module: nn.Module, config: HyperConfig) -> list[tuple[str, nn.Mo
     return found
 
 
-def _compressed(name: str, layer: nn.Module, config: HyperConfig) -> HyperLayer | None:
+def _compressed(name: str, layer: nn.Module, config: HyperConfig, bits: float) -> HyperLayer | None:
     if "weight_orig" in layer._parameters:
         torch_prune.remove(layer, "weight")
     weight = layer.get_parameter("weight")
     weight = weight.T if is_transposed(layer) else weight
-    plan = plan_shape(config, tuple(weight.shape), reshapable(layer))
+    own = HyperConfig(**{**config.to_dict(), "tensor_schemes": None, "bits": bits})
+    plan = plan_shape(own, tuple(weight.shape), reshapable(layer))
     if plan is None:
         return None
-    plan = plan_weight(config, weight, plan)
+    plan = plan_weight(own, weight, plan)
     if plan is None:
         return None
     tensors = plan.quantize(weight, config.effort, name or "weight")

@@ -17,13 +17,14 @@ RANK = {name: rank for rank, group in enumerate(GROUPS) for name in group}
 
 FENCES = {
     "transformers": {"config", "quantizer", "pipeline", "eval", "cli", "bench"},
-    "huggingface_hub": {"pipeline", "cli"},
+    "huggingface_hub": {"pipeline", "cli", "bench"},
     "datasets": {"eval"},
     "evaluate": {"eval"},
     "triton": {"kernels"},
     "vllm": {"serving"},
     "bitsandbytes": {"bench"},
     "sklearn": {"bench"},
+    "skimage": {"bench"},
     "matplotlib": {"bench", "cli"},
 }
 

@@ -1,0 +1,147 @@
+"""From the setting of arXiv 2409.00592 to `shift`, one step at a time, on a trained language model.
+
+    python -m hf_hyper.bench.ablation --model DIR [--text FILE] [--json OUT] [--sequences 8] [--seq-len 512]
+
+Every row compresses all linear layers of the decoder, decodes them into the float32 model and measures its perplexity.
+Steps build on each other as far as `shift`:
+
+| step | what changes |
+|---|---|
+| `paper` | U = 1600, M = 3, integer slope, box of side 0.1, shells and search of the released code: 6.5 bits |
+| `box` | side of the box chosen per tensor |
+| `search` | nearest of all codes, shells that grow geometrically |
+| `direction` | half-integer slope, nearly hexagonal; as many points as 13 bits hold |
+| `scales` | a 16-bit scale for 64 weights |
+| `incoherence` | rotations, in the place of scales |
+| `4 bits` | the same at 4 bits |
+| `shift` | the default of this package at 4 bits; `shift 6`, at nearly the rate of the paper |
+
+The table of directions gives `dispersion_bound` for U = 1600 in units of U^(-1/K).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from hf_hyper import codec
+from hf_hyper.bench.harness import environment
+from hf_hyper.bench.quality import decoder_linears
+from hf_hyper.config import HyperConfig
+from hf_hyper.eval import evaluate_model, load_text, windows
+from hf_hyper.hyperfunctions.directions import direction, dispersion_bound
+from hf_hyper.hyperfunctions.winding import DIRECTIONS
+from hf_hyper.pipeline.report import write_json
+
+__all__ = ["STEPS", "ablate", "directions", "main"]
+
+Row = dict[str, Any]
+
+_PAPER = {"num_points": 1600, "num_shells": 3, "direction": "lattice"}
+
+STEPS: dict[str, dict[str, Any]] = {
+    "paper": {"bits": 6.5, "effort": "fast", "winding": {**_PAPER, "box_side": 0.1}},
+    "box": {"bits": 6.5, "effort": "fast", "winding": _PAPER},
+    "search": {"bits": 6.5, "winding": _PAPER},
+    "direction": {"bits": 6.5, "winding": {}},
+    "scales": {"bits": 6.5, "winding": {"group_size": 64}},
+    "incoherence": {"bits": 6.5, "winding": {"incoherence": True}},
+    "4 bits": {"bits": 4, "winding": {"incoherence": True}},
+    "shift": {"bits": 4},
+    "shift 6": {"bits": 6},
+}
+
+
+def ablate(model: PreTrainedModel, tokens: torch.Tensor, steps: Sequence[str] = tuple(STEPS)) -> Iterator[Row]:
+    """Error, rate, perplexity and time of every step; the first row is the model itself.
+
+    Args:
+        model: Uncompressed causal language model, float32.
+        tokens: Windows of text as `hf_hyper.eval.windows` cuts them.
+        steps: Names from `STEPS`.
+    """
+    originals = decoder_linears(model)
+    weights = sum(linear.weight.numel() for linear in originals.values())
+    candidate = copy.deepcopy(model)
+    reference = evaluate_model(model, tokens).ppl
+    yield {"op": "ablation", "step": "original", "bits_per_weight": 32.0, "ppl": reference, "weights": weights}
+    for step in steps:
+        options = STEPS[step]
+        config = HyperConfig(hyperfunction="winding" if "winding" in options else "shift", **options)
+        stored, error, norm, seconds = 0.0, 0.0, 0.0, 0.0
+        for name, linear in originals.items():
+            weight = linear.weight.detach()
+            scheme = config.scheme(*weight.shape)
+            start = time.perf_counter()
+            tensors = codec.quantize(weight, scheme, config.effort)
+            seconds += time.perf_counter() - start
+            decoded = codec.dequantize(tensors, scheme)
+            stored += codec.bits_per_weight(scheme) * weight.numel()
+            error += float((decoded - weight).double().square().sum())
+            norm += float(weight.double().square().sum())
+            with torch.no_grad():
+                candidate.get_submodule(name).weight.copy_(decoded)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        ppl = evaluate_model(candidate, tokens).ppl
+        yield {
+            "op": "ablation",
+            "step": step,
+            "hyperfunction": config.hyperfunction,
+            "options": options,
+            "bits_per_weight": stored / weights,
+            "relative_mse": error / norm,
+            "ppl": ppl,
+            "ppl_increase": ppl / reference - 1,
+            "seconds": seconds,
+            "weights": weights,
+        }
+
+
+def directions(num_points: int = 1600) -> Iterator[Row]:
+    """Bound on the largest hole by direction and dimension, in units of U^(-1/K)."""
+    for dimension in (1, 2, 3, 4):
+        for name in DIRECTIONS:
+            bound = dispersion_bound(direction(name, num_points, dimension), num_points)
+            yield {
+                "op": "dispersion",
+                "direction": name,
+                "dimension": dimension,
+                "num_points": num_points,
+                "bound": bound,
+                "bound_over_root": bound * num_points ** (1 / dimension),
+            }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; see the module."""
+    parser = argparse.ArgumentParser(prog="python -m hf_hyper.bench.ablation", description="From the paper to shift.")
+    parser.add_argument("--model", required=True, help="folder or Hub id of an uncompressed causal language model")
+    parser.add_argument("--text", help="text file, data set, or 'bundled' (the default)")
+    parser.add_argument("--json", type=Path, help="write all rows to this file")
+    parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS))
+    parser.add_argument("--sequences", type=int, default=8, help="windows of text")
+    parser.add_argument("--seq-len", type=int, default=512, help="tokens a window")
+    given = parser.parse_args(arguments)
+    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(given.model)
+    tokens = windows(tokenizer, load_text(given.text), given.seq_len, given.sequences)
+    rows = [{**row, **environment()} for row in directions()]
+    for row in ablate(model, tokens, given.steps):
+        about = {"model": Path(given.model).name, "sequences": len(tokens), "seq_len": given.seq_len}
+        rows.append({**row, **about, **environment("transformers")})
+        print(json.dumps(row), flush=True)
+        if given.json:
+            write_json(given.json, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Rates of layers by their size, and batch norms after compression."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from hf_hyper import HyperConfig, ShapeError, compress_module
+from hf_hyper.pipeline.allocate import spread_bits
+from hf_hyper.pipeline.batchnorm import align_batch_norms
+
+
+@pytest.mark.parametrize(("average", "step"), [(3, 1.0), (4.4, 1.0), (5.5, 0.5)])
+def test_small_layers_get_more_and_the_average_is_kept(average: float, step: float) -> None:
+    sizes = {f"layer{i}": 900 * 4**i for i in range(6)}
+    bits = spread_bits(sizes, average, step)
+    rates = [bits[name] for name in sizes]
+    assert rates == sorted(rates, reverse=True)
+    assert all(rate % step == 0 and 2 <= rate <= 8 for rate in rates)
+    spent = sum(bits[name] * size for name, size in sizes.items()) / sum(sizes.values())
+    assert average - step <= spent <= average
+
+
+def test_four_times_the_weights_is_one_bit_less() -> None:
+    assert spread_bits({"a": 1000, "b": 4000, "c": 16000}, 4.3) == {"a": 6.0, "b": 5.0, "c": 4.0}
+
+
+def test_layers_of_one_size_get_the_same() -> None:
+    assert set(spread_bits({"a": 500, "b": 500, "c": 500}, 4.5).values()) == {4.0}
+
+
+def test_single_layers_take_their_own_rate() -> None:
+    net = compress_module(nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)), HyperConfig(bits=4), {"1": 6})
+    assert [layer.scheme.bits for layer in net] == [4.0, 6.0]
+    assert net.hyper_config.tensor_schemes["1"]["bits"] == 6.0
+
+
+def blocks() -> nn.Sequential:
+    sides = (16, 24, 32, 24, 16)
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sides):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    net = nn.Sequential(*layers)
+    with torch.no_grad():
+        for _ in range(30):
+            net(torch.randn(8, 16, 8, 8) + 0.5)
+    return net.eval()
+
+
+@torch.no_grad()
+def test_aligned_batch_norms_bring_the_outputs_closer() -> None:
+    net = blocks()
+    compressed = compress_module(copy.deepcopy(net), HyperConfig(bits=2))
+    x = torch.randn(32, 16, 8, 8) + 0.5
+    before = float((compressed(x) - net(x)).norm())
+    align_batch_norms(net, compressed, torch.randn(32, 16, 8, 8) + 0.5)
+    assert float((compressed(x) - net(x)).norm()) < 0.97 * before
+    assert not any(norm._forward_pre_hooks for norm in compressed.modules())
+
+
+@torch.no_grad()
+def test_aligning_a_copy_changes_nothing() -> None:
+    net = blocks()
+    same = copy.deepcopy(net)
+    align_batch_norms(net, same, torch.randn(4, 16, 8, 8))
+    for (name, got), wanted in zip(same.state_dict().items(), net.state_dict().values(), strict=True):
+        torch.testing.assert_close(got, wanted, msg=name)
+
+
+def test_other_networks_are_refused() -> None:
+    with pytest.raises(ShapeError, match="4 and 0 batch norms"):
+        align_batch_norms(blocks(), nn.Sequential(nn.Conv2d(16, 24, 3)), torch.randn(1, 16, 8, 8))
