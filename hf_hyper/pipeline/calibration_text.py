@@ -54,7 +54,7 @@ def calibration_windows(model: PreTrainedModel, source: TextSource, tokens: int,
     return ids[: available * length].view(available, length)[chosen]
 
 
-def _written(model: PreTrainedModel, count: int, length: int, seed: int) -> Tensor:
+def _written(model: Any, count: int, length: int, seed: int) -> Tensor:
     """Windows sampled from the model at temperature 1, each begun with the token that begins texts or a random one."""
     if not model.can_generate():
         raise ConfigError(f"{type(model).__name__} cannot write text; give calibration a text instead of 'self'")
