@@ -94,8 +94,9 @@ def fetch_weights() -> Path:
 
 def load_mobilenet(path: Path) -> MobileNetV2ForImageClassification:
     """torchvision's MobileNetV2 in the class of transformers, float32, in evaluation mode."""
+    labels: dict[str, Any] = {"num_labels": 1000}  # of the base class
     config = MobileNetV2Config(
-        num_labels=1000, image_size=_SIDE, tf_padding=False, layer_norm_eps=1e-5, finegrained_output=True
+        image_size=_SIDE, tf_padding=False, layer_norm_eps=1e-5, finegrained_output=True, **labels
     )
     model = MobileNetV2ForImageClassification(config)
     state = torch.load(path, weights_only=True)

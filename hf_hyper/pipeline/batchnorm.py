@@ -10,6 +10,7 @@ Each batch norm is moved before its own output is computed, so that later ones s
 difference between the networks enters, so the inputs need not be like those that the network was trained on.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,15 +53,16 @@ def align_batch_norms(original: nn.Module, compressed: nn.Module, *inputs: Any) 
         norm.running_var *= (variance + norm.eps) / (seen[name][1] + norm.eps)
 
     for network, norms, act in ((original, before, note), (compressed, after, move)):
-        hooks = [
-            norm.register_forward_pre_hook(lambda _, args, name=name, act=act: act(name, args[0]))
-            for name, norm in norms.items()
-        ]
+        hooks = [norm.register_forward_pre_hook(_hook(act, name)) for name, norm in norms.items()]
         try:
             network(*inputs)
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _hook(act: Callable[[str, Tensor], None], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    return lambda _, arguments: act(name, arguments[0])
 
 
 def _norms(network: nn.Module) -> dict[str, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]:
