@@ -37,7 +37,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from hf_hyper.bench.harness import environment, ratios, read_bandwidth
 from hf_hyper.config import HyperConfig
+from hf_hyper.layout import Layout
 from hf_hyper.nn.replace import hyper_modules, replace
+from hf_hyper.nn.stored import layer_specs
+from hf_hyper.plan import plan_shape
+from hf_hyper.scheme import TensorScheme
 
 __all__ = ["main", "measure", "random_model"]
 
@@ -71,10 +75,12 @@ def random_model(shape: str, dtype: torch.dtype, bits: float | None) -> PreTrain
         model = LlamaForCausalLM(config).to(dtype)  # pyright: ignore[reportArgumentType]
         if bits is not None:
             head, dial = model.get_output_embeddings(), HyperConfig(bits=bits)
-            names = {name for name, module in model.named_modules() if module is head}
-            replace(
-                model, lambda name, *size: None if name in names else dial.scheme(*size), dtype=dtype, placeholder=False
-            )
+
+            def choose(_: str, module: nn.Module, shape: tuple[int, ...]) -> tuple[TensorScheme, Layout] | None:
+                plan = plan_shape(dial, shape, reshapable=False) if isinstance(module, nn.Linear) else None
+                return None if plan is None or module is head else (plan.scheme, plan.layout)
+
+            replace(model, choose, dtype=dtype, placeholder=False)
     rotary = type(model.model.rotary_emb)
     model.to_empty(device="cpu")
     model.model.rotary_emb = rotary(config)  # its buffers are computed, not stored
@@ -83,9 +89,9 @@ def random_model(shape: str, dtype: torch.dtype, bits: float | None) -> PreTrain
         if parameter.is_floating_point():
             nn.init.uniform_(parameter, -0.02, 0.02)
     for _, layer in hyper_modules(model):
-        layer.store(
-            {"codes": torch.randint(-(2**31), 2**31 - 1, layer.get_parameter("codes").shape, dtype=torch.int32)}
-        )
+        for name, stored in layer_specs(layer.scheme, layer.layout).items():
+            codes = torch.randint(-(2**31), 2**31 - 1, stored.shape, dtype=torch.int32)
+            layer.store({name: codes if name == "codes" else torch.full(stored.shape, 0.02, dtype=stored.dtype)})
     return model.eval()
 
 
