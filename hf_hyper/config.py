@@ -17,7 +17,7 @@ from hf_hyper.encoders import EFFORTS
 from hf_hyper.errors import ConfigError, FormatError
 from hf_hyper.hyperfunctions.winding import WindingOptions
 from hf_hyper.layout import Layout
-from hf_hyper.scheme import TensorScheme
+from hf_hyper.scheme import TensorScheme, padded
 
 __all__ = ["FORMAT_VERSION", "HyperCompressionConfig", "HyperConfig"]
 
@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 
 MIN_BITS, MAX_BITS = 1, 8
 
-ROUNDINGS = ("fisher", "ldlq")
+ROUNDINGS = ("fisher", "ldlq", "plain")
 
 
 class HyperConfig(QuantizationConfigMixin):
@@ -44,7 +44,7 @@ class HyperConfig(QuantizationConfigMixin):
             strings. Worth more than a bit a weight; costs minutes for a small model. Only with `shift`.
         calibration_tokens: How much of that text is read, at most.
         rounding: `"fisher"` weighs errors by what the model does with them, `"ldlq"` only by the inputs of each layer,
-            in half the time. Only with `calibration`.
+            in less time; `"plain"` is LDLQ as published, for comparison. Only with `calibration`.
         modules_to_not_convert: Names of modules that stay as they are, with transformers' semantics: None leaves the
             output head, whatever is tied to it and the last module; a list replaces that default.
         compress_embeddings: Compress embedding tables too; those tied to another module stay as they are.
@@ -150,8 +150,11 @@ class HyperConfig(QuantizationConfigMixin):
         """Scheme for a new weight of the given shape, at a rate of its own if `bits` is given."""
         hyperfunction = hyperfunctions.get(self.hyperfunction)
         bits, options = hyperfunction.resolve(self.bits if bits is None else bits, self._options())
+        plain = self.calibration is not None and self.rounding == "plain"
+        width = padded(in_features)
         return TensorScheme(
             hyperfunction=self.hyperfunction,
+            input_blocks=width // (width & -width) if plain else 1,
             bits=bits,
             out_features=out_features,
             in_features=in_features,

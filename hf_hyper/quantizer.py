@@ -213,7 +213,7 @@ class HyperHfQuantizer(HfQuantizer):
             text = str(config.to_dict()["calibration"])
             self.calibrated = {"calibration": text, "calibration_tokens": windows.numel(), "rounding": config.rounding}
         self.measured = compress_loaded(
-            model, plans, windows, config.effort, fisher=config.rounding == "fisher", seed=config.seed
+            model, plans, windows, config.effort, rounding=config.rounding, seed=config.seed
         )
         for name, plan in plans.items():
             config.record(name, plan.scheme, plan.layout)

@@ -1,11 +1,12 @@
-"""Data-free compression methods on one model, in one run, on equal terms.
+"""Compression methods on one model, in one run, on equal terms.
 
 Every method gets the same weights (all linear layers of the decoder, not the output head) and gives back weights of the
 same shape, decoded; these stand in the float32 reference model, and the same windows of text measure each. Kernels
 therefore play no part. Bits per weight count everything a method stores for those weights: codes, scales, offsets and
-padding. No method sees calibration data.
+padding. Only `fisher`, `ldlq` and `plain` see calibration text, which must not be the text that measures.
 
     python -m hf_hyper.bench.quality --model DIR --text FILE --json OUT [--bits 4 3] [--sequences 16] [--seq-len 512]
+        [--calibration TEXT] [--effort balanced]
 
 Use a model whose weights sit on no grid (`hf_hyper.bench.offgrid`): the grid of an earlier quantization flatters
 methods that resemble it.
@@ -13,6 +14,7 @@ methods that resemble it.
 | method | what it is | bits per weight |
 |---|---|---|
 | `shift`, `winding` | `HyperConfig(bits=b, hyperfunction=...)` through `from_pretrained` | measured |
+| `fisher`, `ldlq`, `plain` | `shift`, calibrated, with that `rounding`; `plain`: LDLQ as published | measured |
 | `nf4`, `nf4-dq` | bitsandbytes, blocks of 64, scales in float32 or quantized again (`dq`) | 4.5, 4.13 |
 | `rtn` | rounding to nearest, asymmetric, groups of 64 inputs, 16-bit scale and b-bit zero point | b + (16 + b) / 64 |
 """
@@ -34,16 +36,19 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from hf_hyper import HyperConfig
 from hf_hyper.bench.harness import environment
 from hf_hyper.errors import ConfigError, HyperError
 from hf_hyper.eval import evaluate_model, load_text, windows
+from hf_hyper.nn import HyperLinear
 
 __all__ = ["compare", "decoder_linears", "main", "round_to_nearest"]
 
 GROUP_SIZE = 64
 """Weights that share a scale in `nf4` and `rtn`; the common choice of both."""
 
-_OURS = ("shift", "winding")
+_CALIBRATED = ("fisher", "ldlq", "plain")
+_OURS = ("shift", "winding", *_CALIBRATED)
 _METHODS = (*_OURS, "nf4", "nf4-dq", "rtn")
 _PACKAGES = ("hf-hyper", "transformers", "bitsandbytes")
 
@@ -101,6 +106,9 @@ def compare(
     sequences: int | None = 16,
     seq_len: int = 512,
     device: str = "cpu",
+    effort: str = "balanced",
+    calibration: str = "default",
+    calibration_tokens: int = 32768,
 ) -> Iterator[Row]:
     """Measure each method on one model; a row is given as soon as it is there.
 
@@ -111,6 +119,9 @@ def compare(
         methods: Names from the table above.
         sequences: Windows of text; None takes all.
         seq_len: Tokens a window.
+        effort: Of our own methods.
+        calibration: Text of the methods that see one.
+        calibration_tokens: How much of it.
         device: Device on which peers quantize and every model runs.
 
     Yields:
@@ -140,7 +151,13 @@ def compare(
             yield {"method": method, "bits": width, "skipped": "bitsandbytes is not installed"}
             continue
         start = time.perf_counter()
-        decoded = _ours(model_path, method, width, originals) if method in _OURS else _peer(method, width, originals)
+        options: dict[str, Any] = {"effort": effort, "hyperfunction": "winding" if method == "winding" else "shift"}
+        if method in _CALIBRATED:
+            options |= {"rounding": method, "calibration": calibration, "calibration_tokens": calibration_tokens}
+        if method in _OURS:
+            decoded = _ours(model_path, HyperConfig(bits=width, **options), originals)
+        else:
+            decoded, options = _peer(method, width, originals), {}
         stored = 0
         with torch.no_grad():
             for name, weight, count in decoded:
@@ -154,6 +171,7 @@ def compare(
             "bits_per_weight": stored / common["weights"],
             **result,
             "seconds": seconds,
+            **{key: Path(value).name if key == "calibration" else value for key, value in options.items()},
             **common,
         }
 
@@ -185,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the comparison from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m hf_hyper.bench.quality",
-        description="Compare data-free compression methods on one model by KL divergence from the original.",
+        description="Compare compression methods on one model by KL divergence from the original.",
     )
     parser.add_argument("--model", required=True, help="folder or Hub id of the uncompressed model")
     parser.add_argument(
@@ -197,12 +215,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sequences", type=int, default=16, help="windows of text (default: 16)")
     parser.add_argument("--seq-len", type=int, default=512, help="tokens a window (default: 512)")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    parser.add_argument("--effort", default="balanced", help="of our own methods (default: balanced)")
+    parser.add_argument("--calibration", default="default", help="text of the methods that see one (default: default)")
+    parser.add_argument("--calibration-tokens", type=int, default=32768, help="how much of it (default: 32768)")
     options = parser.parse_args(arguments)
     rows: list[Row] = []
     try:
         text = load_text(options.text)
         for row in compare(
-            options.model, text, options.bits, options.methods, options.sequences, options.seq_len, options.device
+            options.model,
+            text,
+            options.bits,
+            options.methods,
+            options.sequences,
+            options.seq_len,
+            options.device,
+            options.effort,
+            options.calibration,
+            options.calibration_tokens,
         ):
             rows.append(row)
             if options.json:
@@ -222,13 +252,9 @@ def _plan(methods: Sequence[str], bits: Sequence[int]) -> Iterator[tuple[str, in
 
 
 def _ours(
-    model_path: str | Path, hyperfunction: str, bits: int, originals: Mapping[str, nn.Linear]
+    model_path: str | Path, config: HyperConfig, originals: Mapping[str, nn.Linear]
 ) -> Iterator[tuple[str, Tensor, int]]:
     """Name, decoded weight and stored bits of every linear layer, from a model compressed while it is loaded."""
-    from hf_hyper import HyperConfig
-    from hf_hyper.nn import HyperLinear
-
-    config = HyperConfig(bits=bits, hyperfunction=hyperfunction)
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, quantization_config=config)
     for name in originals:
         layer = model.get_submodule(name)

@@ -47,7 +47,7 @@ def compress_loaded(
     windows: Tensor | None,
     effort: str,
     *,
-    fisher: bool = True,
+    rounding: str = "fisher",
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
     """Compress layers of a model in place.
@@ -58,7 +58,7 @@ def compress_loaded(
             matrix, are compressed without calibration.
         windows: `[n, length]` token ids of the calibration text; None to compress all without.
         effort: Thoroughness of the search: `fast`, `balanced` or `best`.
-        fisher: Whether errors are weighed by the gradients of the loss too; without, step 2 falls away.
+        rounding: `fisher`; `ldlq` or `plain`, which take no gradients (`quantize_calibrated`).
         seed: Of the tokens drawn from the model.
 
     Returns:
@@ -69,13 +69,13 @@ def compress_loaded(
         ShapeError: A weight or an activation is not finite.
     """
     store = TensorStore.current()
-    question = f"calibrated,{effort},{fisher},{seed},format={FORMAT_VERSION},hf-hyper={version('hf-hyper')}"
+    question = f"calibrated,{effort},{rounding},{seed},format={FORMAT_VERSION},hf-hyper={version('hf-hyper')}"
     with logging.tqdm(total=len(plans), desc="Compressing", unit="tensor") as bar:
-        job = _Job(model, plans, effort, store, question, bar)
+        job = _Job(model, plans, effort, rounding, store, question, bar)
         if windows is not None:
             if store.folder is not None:
                 job.question += f",{_fingerprint([windows, *model.parameters()])}"
-            _compress_stack(job, windows.to(next(model.parameters()).device), fisher, seed)
+            _compress_stack(job, windows.to(next(model.parameters()).device), seed)
         for name in plans:
             if name not in job.measured:
                 job.compress(name, None)
@@ -89,6 +89,7 @@ class _Job:
     model: nn.Module
     plans: Mapping[str, Plan]
     effort: str
+    rounding: str
     store: TensorStore
     question: str
     bar: Any
@@ -108,7 +109,8 @@ class _Job:
         def make() -> dict[str, Tensor]:
             if knowledge is None:
                 return plan.quantize(weight, self.effort, name)
-            return quantize_calibrated(weight, plan.scheme, self.effort, knowledge, name=name)
+            plain = self.rounding == "plain"
+            return quantize_calibrated(weight, plan.scheme, self.effort, knowledge, plain=plain, name=name)
 
         tensors = self.store.get_or_make(weight, f"{self.question},{name},{plan.scheme.key}", make)
         layer = filled(name, module, plan.scheme, plan.layout, tensors)
@@ -121,12 +123,12 @@ class _Job:
         self.bar.update()
 
 
-def _compress_stack(job: _Job, windows: Tensor, fisher: bool, seed: int) -> None:
+def _compress_stack(job: _Job, windows: Tensor, seed: int) -> None:
     """Compress the model's list of layers."""
     windows, batch_size = _whole_batches(windows)
     with _frozen(job.model), tempfile.TemporaryDirectory(prefix="hf-hyper-") as scratch:
         stack = Stack(job.model, windows, batch_size)
-        if not fisher:
+        if job.rounding != "fisher":
             states = stack.entries
             for index in range(len(stack)):
                 job.compress_all(layer_forward(stack, index, states, _modules(stack, index, job.plans), states))

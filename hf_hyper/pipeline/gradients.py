@@ -4,14 +4,19 @@ The damage of compression is measured by the KL divergence from the original mod
 Fisher information: the second moment of the gradients of log p(token), with tokens drawn from the model itself. Models
 without a vocabulary (encoders) are judged by their last hidden states, and the draw is white noise on these.
 
+For one token with the input x and the gradient g at a layer's output, the damage of an error E is (g^T E x)². Its mean
+is taken for tr(O E I E^T) with O = E[g g^T] and I = E[|g|² x x^T] (arXiv 2505.22988, sketch A): inputs count by how
+much the loss feels what becomes of them.
+
 Hidden states between layers live in one file in a scratch folder; layers are revisited from the last to the first, each
 run again with gradients. At no time do activations of more than one batch of one layer exist.
 """
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +93,7 @@ def layer_forward(
     watch = _Watch(modules)
     for place, batch in stack.batches(states):
         watch.half = int(place.start >= len(states) // 2)
-        with watch.inputs():
+        with watch.forward():
             after[place] = stack.run(index, batch)
     return watch.knowledge()
 
@@ -107,13 +112,14 @@ def layer_backward(
         gradients: Gradient of the loss with respect to its outputs, as large; replaced by that of its inputs.
 
     Returns:
-        What is known of every module that ran: inputs, and the gradients at outputs that the loss depends on.
+        What is known of every module that the loss depends on: inputs, weighed by how much the loss feels what becomes
+        of them, and gradients at the outputs.
     """
     watch = _Watch(modules)
     for place, batch in stack.batches(states):
         watch.half = int(place.start >= len(states) // 2)
         leaf = batch.clone().requires_grad_(True)
-        with watch.inputs(), watch.gradients():
+        with watch.backward():
             stack.run(index, leaf).backward(gradients[place])
         assert leaf.grad is not None
         gradients[place] = leaf.grad
@@ -121,7 +127,7 @@ def layer_backward(
 
 
 class _Watch:
-    """Second moments of what passes some modules; those that are given the same tensor share one."""
+    """Second moments of what passes some modules."""
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self.modules, self.half = modules, 0
@@ -129,45 +135,50 @@ class _Watch:
         self._outputs: dict[str, Moment] = {}
 
     @contextlib.contextmanager
-    def inputs(self) -> Iterator[None]:
-        """Watch inputs while one batch runs."""
+    def forward(self) -> Iterator[None]:
+        """Watch inputs while one batch runs; modules that are given the same tensor share a moment."""
         seen: dict[str, Tensor] = {}
 
         def note(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen[name] = args[0].detach()
+            seen[name] = args[0]
 
-        with contextlib.ExitStack() as hooks:
-            for name, module in self.modules.items():
-                handle = module.register_forward_pre_hook(functools.partial(note, name))
-                hooks.callback(handle.remove)
+        with self._hooks(nn.Module.register_forward_pre_hook, note):
             yield
         done: dict[int, Moment] = {}
         for name, rows in seen.items():
-            pointer = rows.data_ptr()
-            if pointer not in done:
+            if id(rows) not in done:
                 self._inputs.setdefault(name, Moment(rows.shape[-1], rows.device)).add(rows, self.half)
-                done[pointer] = self._inputs[name]
-            self._inputs[name] = done[pointer]
+                done[id(rows)] = self._inputs[name]
+            self._inputs[name] = done[id(rows)]
 
     @contextlib.contextmanager
-    def gradients(self) -> Iterator[None]:
-        """Watch gradients of outputs while one batch runs forward and backward."""
+    def backward(self) -> Iterator[None]:
+        """Watch gradients of outputs, and inputs times their length, while one batch runs forward and backward."""
 
-        def note(name: str, gradient: Tensor) -> None:
-            self._outputs.setdefault(name, Moment(gradient.shape[-1], gradient.device)).add(gradient, self.half)
+        def note(name: str, rows: Tensor, gradient: Tensor) -> None:
+            if name not in self._outputs:
+                self._inputs[name] = Moment(rows.shape[-1], rows.device)
+                self._outputs[name] = Moment(gradient.shape[-1], gradient.device)
+            length = gradient.float().norm(dim=-1, keepdim=True)
+            self._inputs[name].add(rows.float() * length, self.half)
+            self._outputs[name].add(gradient, self.half)
 
-        def attach(name: str, _: nn.Module, __: object, output: Tensor) -> None:
-            output.register_hook(functools.partial(note, name))
+        def attach(name: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            output.register_hook(functools.partial(note, name, args[0].detach()))
 
-        with contextlib.ExitStack() as hooks:
-            for name, module in self.modules.items():
-                handle = module.register_forward_hook(functools.partial(attach, name))
-                hooks.callback(handle.remove)
+        with self._hooks(nn.Module.register_forward_hook, attach):
             yield
 
     def knowledge(self) -> dict[str, Knowledge]:
         """By name of every module that ran."""
         return {name: Knowledge(inputs, self._outputs.get(name)) for name, inputs in self._inputs.items()}
+
+    @contextlib.contextmanager
+    def _hooks(self, register: Callable[..., Any], hook: Callable[..., None]) -> Iterator[None]:
+        with contextlib.ExitStack() as hooks:
+            for name, module in self.modules.items():
+                hooks.callback(register(module, functools.partial(hook, name)).remove)
+            yield
 
 
 @torch.no_grad()

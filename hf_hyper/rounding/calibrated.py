@@ -4,8 +4,6 @@ The same stored tensors as `codec.quantize`, found differently: tile by tile wit
 again, all in the metric of the layer's second moments. Plain LDLQ is the case without gradients.
 """
 
-import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,12 +22,15 @@ from hf_hyper.scheme import TILE, TensorScheme
 __all__ = ["Knowledge", "output_error", "quantize_calibrated"]
 
 
+PLAIN_DAMPING = 0.01
+
+
 @dataclass(frozen=True)
 class Knowledge:
     """What calibration knows of one linear layer.
 
     Attributes:
-        inputs: Second moment of the inputs, width `in_features`.
+        inputs: Second moment of the inputs, perhaps weighed by token, width `in_features`.
         outputs: Second moment of the loss gradients at the outputs, width `out_features`; None where none were taken.
     """
 
@@ -38,7 +39,13 @@ class Knowledge:
 
 
 def quantize_calibrated(
-    weight: Tensor, scheme: TensorScheme, effort: str, knowledge: Knowledge, *, name: str = "weight"
+    weight: Tensor,
+    scheme: TensorScheme,
+    effort: str,
+    knowledge: Knowledge,
+    *,
+    plain: bool = False,
+    name: str = "weight",
 ) -> dict[str, Tensor]:
     """Store one weight matrix so that the layer's outputs, rather than its weights, stay close.
 
@@ -47,6 +54,8 @@ def quantize_calibrated(
         scheme: How to store it; `shift` with incoherence.
         effort: Thoroughness of the search: `fast`, `balanced` or `best`.
         knowledge: Of this layer.
+        plain: LDLQ as published and nothing else: 1 % of the mean diagonal as damping, scales that are not refitted,
+            gradients not looked at. The baseline of `hf_hyper.bench.quality`.
         name: What errors call the tensor.
 
     Returns:
@@ -63,22 +72,27 @@ def quantize_calibrated(
         )
     bits = int(scheme.bits)
     weight = codec.checked(weight, scheme, name)
-    inputs, input_factor = _input_metric(knowledge.inputs, _input_side(scheme))
     out_scale, unit = codec.split_rows(weight)
     rotated = rotate_weight(unit, scheme)
-    outputs = None if knowledge.outputs is None else _output_metric(knowledge.outputs, out_scale.float(), scheme)
+    inputs, input_factor = _input_metric(knowledge.inputs, scheme, PLAIN_DAMPING if plain else None)
+    outputs = None
+    if knowledge.outputs is not None and not plain:
+        outputs = _output_metric(knowledge.outputs, out_scale.float(), scheme)
 
     def encode(tiles: Tensor) -> tuple[Tensor, Tensor]:
         codes = encode_tiles(tiles, bits, effort)
         return codes, decode_tiles(codes, bits)
 
+    first = first_scale(rotated, bits)
     codes, values = round_with_feedback(
         rotated,
-        first_scale(rotated, bits),
+        first,
         encode,
         input_factor,
         None if outputs is None else block_factor(outputs, TILE),
     )
+    if plain:
+        return {"codes": codes, "scale": stored_scale(first), codec.OUT_SCALE: out_scale}
     scale = stored_scale(fit_scales(rotated, values, inputs, outputs))
     # The rows as they were before the output rotation can be fitted once more.
     decoded = unrotate_output((values * scale.float().unsqueeze(1)).T, scheme).T
@@ -101,17 +115,17 @@ def output_error(weight: Tensor, decoded: Tensor, inputs: Moment) -> float:
     return float(((error @ moment) * error).sum()) / energy if energy > 0 else 0.0
 
 
-def _input_side(scheme: TensorScheme) -> TensorScheme:
-    """The same for all weights that share their inputs."""
-    return dataclasses.replace(scheme, out_features=TILE, bits=4.0)
+def _input_metric(moment: Moment, scheme: TensorScheme, damping: float | None) -> tuple[Tensor, Tensor]:
+    """Moment of the rotated inputs, regularized, and its factor: both `[padded_in, padded_in]`.
 
-
-@functools.lru_cache(maxsize=2)
-def _input_metric(moment: Moment, scheme: TensorScheme) -> tuple[Tensor, Tensor]:
-    """Moment of the rotated inputs, regularized, and its factor: both `[padded_in, padded_in]`."""
-    halves = tuple(_both_sides(half, lambda x: rotate_input(x, scheme)) for half in moment.halves)
-    metric = _metric(halves, moment.counts)
-    return metric, block_factor(metric, TILE)
+    Weights that share their inputs share them too: they stay with the moment.
+    """
+    key = (scheme.padded_in, scheme.input_blocks, scheme.seed, damping)
+    if key not in moment.derived:
+        halves = tuple(_both_sides(half, lambda x: rotate_input(x, scheme)) for half in moment.halves)
+        metric = _metric(halves, moment.counts, damping)
+        moment.derived[key] = metric, block_factor(metric, TILE)
+    return moment.derived[key]
 
 
 def _output_metric(moment: Moment, out_scale: Tensor, scheme: TensorScheme) -> Tensor:
@@ -124,7 +138,7 @@ def _both_sides(matrix: Tensor, rotate: Callable[[Tensor], Tensor]) -> Tensor:
     return rotate(rotate(matrix).T.contiguous())
 
 
-def _metric(halves: tuple[Tensor, ...], counts: Sequence[int]) -> Tensor:
+def _metric(halves: tuple[Tensor, ...], counts: Sequence[int], damping: float | None = None) -> Tensor:
     first, second = halves
     mean = (first * counts[0] + second * counts[1]) / max(sum(counts), 1)
-    return regularized(mean, trust((first, second), TILE))
+    return regularized(mean, trust((first, second), TILE) if damping is None else damping)

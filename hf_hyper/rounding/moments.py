@@ -1,12 +1,13 @@
 """Second moments: what calibration knows of a layer.
 
 The damage that an error E of a weight matrix does is close to tr(O E I E^T), where I = E[x x^T] is the second moment of
-the layer's inputs and O = E[g g^T] that of the loss gradients at its outputs (the Kronecker approximation of the
-Fisher information). Both are kept in two halves of the calibration text: how strongly a moment should be trusted is
-what one half says about the other (`trust`).
+the layer's inputs, perhaps weighed by token, and O = E[g g^T] that of the loss gradients at its outputs (the Kronecker
+approximation of the Fisher information). Both are kept in two halves of the calibration text: how strongly a moment
+should be trusted is what one half says about the other (`trust`).
 """
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,11 +35,13 @@ class Moment:
 
     Attributes:
         counts: Rows seen by each half.
+        derived: What users of the finished moment computed from it and want to find again.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
         self.width = width
         self.counts = [0, 0]
+        self.derived: dict[Any, tuple[Tensor, Tensor]] = {}
         self._sums = torch.zeros(2, width, width, device=device)
 
     def add(self, rows: Tensor, half: int) -> None:

@@ -30,7 +30,7 @@ STORIES = TINY.read_text(encoding="utf-8") if TINY.exists() else ""
 TEXTS = [STORIES[start : start + 1000] for start in range(0, 24000, 1000)]
 pytestmark = pytest.mark.skipif(not STORIES, reason="the shared calibration texts are not beside the project")
 
-CALIBRATED = {"bits": 2, "effort": "fast", "calibration": TEXTS, "calibration_tokens": 4096}
+CALIBRATED = {"bits": 3, "effort": "fast", "calibration": TEXTS, "calibration_tokens": 4096}
 
 
 def kl(model: torch.nn.Module, original: torch.nn.Module, folder: Path) -> float:
@@ -51,10 +51,14 @@ def calibrated(folder: Path) -> torch.nn.Module:
 def test_calibration_is_worth_its_time(calibrated: torch.nn.Module, folder: Path) -> None:
     original = AutoModelForCausalLM.from_pretrained(folder)
     losses = {"fisher": kl(calibrated, original, folder)}
-    for name, options in {"ldlq": {"rounding": "ldlq"}, "none": {"calibration": None}}.items():
+    for name, options in {
+        "ldlq": {"rounding": "ldlq"},
+        "plain": {"rounding": "plain"},
+        "none": {"calibration": None},
+    }.items():
         config = hf_hyper.HyperConfig(**{**CALIBRATED, **options})
         losses[name] = kl(AutoModelForCausalLM.from_pretrained(folder, quantization_config=config), original, folder)
-    assert losses["fisher"] < losses["ldlq"] < losses["none"]
+    assert losses["fisher"] < losses["ldlq"] < losses["plain"] < losses["none"]
 
 
 def test_a_calibrated_model_is_stored_like_any_other(calibrated: torch.nn.Module, folder: Path, tmp_path: Path) -> None:
@@ -95,11 +99,11 @@ def test_a_run_that_was_stopped_goes_on(
     calls: list[str] = []
     whole = calibration.quantize_calibrated
 
-    def stops(weight, scheme, effort, knowledge, *, name):
+    def stops(weight, scheme, effort, knowledge, *, plain, name):
         calls.append(name)
         if len(calls) == 20:
             raise KeyboardInterrupt
-        return whole(weight, scheme, effort, knowledge, name=name)
+        return whole(weight, scheme, effort, knowledge, plain=plain, name=name)
 
     monkeypatch.setattr(calibration, "quantize_calibrated", stops)
     config = hf_hyper.HyperConfig(**CALIBRATED)
