@@ -19,7 +19,12 @@ Row = dict[str, Any]
 def section() -> str:
     """The results section in Markdown, without a final newline."""
     return "\n\n".join(
-        ["## Measured", _quality(_read("quality")), _encoder(_read("shift_mse")), _winding(_read("winding"))]
+        [
+            "## Measured",
+            _quality(_read("quality") + _read("quality_calibrated")),
+            _encoder(_read("shift_mse")),
+            _winding(_read("winding")),
+        ]
     )
 
 
@@ -35,16 +40,24 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 def _quality(rows: list[Row]) -> str:
     first = rows[0]
     intro = (
-        f"**Quality, data-free.** SmolLM2-135M, weights taken off their quantization grid, decoder linears only, "
+        f"**Quality.** SmolLM2-135M, weights taken off their quantization grid, decoder linears only, "
         f"{first['tokens']} tokens of WikiText-2 validation in windows of {first['seq_len']}, float32; perplexity of "
         f"the original {first['ref_ppl']:.2f}. KL is to the original, in nats a token.\n\n"
         "    python -m hf_hyper.bench.offgrid twin\n"
         "    python -m hf_hyper.bench.quality --model twin --text wiki.valid.raw --json quality.json"
     )
+    if calibrated := [row for row in rows if "rounding" in row]:
+        intro += (
+            "\n    python -m hf_hyper.bench.quality --model twin --text wiki.valid.raw --methods "
+            f"{' '.join(dict.fromkeys(row['rounding'] for row in calibrated))} --calibration {calibrated[0]['calibration']}"
+            f" --effort {calibrated[0]['effort']} --json quality_calibrated.json"
+        )
     ordered = sorted(rows, key=lambda row: (-round(row["bits_per_weight"]), row["kl_mean"]))
     cells = [
         [
-            f"**{row['method']} {row['bits']}**" if row["method"] == "shift" else f"{row['method']} {row['bits']}",
+            f"**{row['method']} {row['bits']}**"
+            if row["method"] in ("shift", "fisher")
+            else f"{row['method']} {row['bits']}",
             f"{row['bits_per_weight']:.2f}",
             f"{row['kl_mean']:.3f}",
             f"{row['top1']:.1%}",
@@ -53,7 +66,8 @@ def _quality(rows: list[Row]) -> str:
         for row in ordered
     ]
     names = (
-        "`shift` is this package's default; `nf4` is bitsandbytes (block 64, `dq`: scales quantized again); `rtn` is "
+        "`shift` is this package without calibration, `fisher` with; `plain` is `shift` with LDLQ as published, on the "
+        "same text at the same effort; `nf4` is bitsandbytes (block 64, `dq`: scales quantized again); `rtn` is "
         "round-to-nearest, asymmetric, groups of 64."
     )
     return f"{intro}\n\n{_table(['method', 'bits per weight', 'KL', 'same top token', 'perplexity'], cells)}\n\n{names}"
