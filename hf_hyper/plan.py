@@ -62,7 +62,7 @@ def bits_per_weight(scheme: TensorScheme, layout: Layout) -> float:
     return 8 * (codes + 4 * layout.mask_words) / layout.num_weights
 
 
-def plan_shape(config: HyperConfig, shape: tuple[int, ...], reshapable: bool) -> Plan | None:
+def plan_shape(config: HyperConfig, shape: tuple[int, ...], reshapable: bool, bits: float | None = None) -> Plan | None:
     """Plan for a weight of which only the shape is known, None where it is left alone.
 
     Args:
@@ -70,12 +70,13 @@ def plan_shape(config: HyperConfig, shape: tuple[int, ...], reshapable: bool) ->
         shape: Of the weight, two dimensions or more.
         reshapable: Whether the matrix may have other rows than the weight: convolutions may, linear layers and
             embeddings keep theirs for kernels that slice them.
+        bits: Rate of this weight in the place of `config.bits`.
     """
     if 0 in shape:
         return None
-    plans = [_plan(config, Layout(shape))]
+    plans = [_plan(config, Layout(shape), bits)]
     if reshapable:
-        plans += [_plan(config, Layout(shape, rows)) for rows in _divisors(math.prod(shape)) if rows != shape[0]]
+        plans += [_plan(config, Layout(shape, rows), bits) for rows in _divisors(math.prod(shape)) if rows != shape[0]]
     cost = [bits_per_weight(plan.scheme, plan.layout) for plan in plans]
     near = [i for i in range(len(plans)) if cost[i] <= _NEAR_LEAST * min(cost)]
     chosen = min(near, key=lambda i: abs(math.log(plans[i].layout.matrix[0] / shape[0])))
@@ -96,7 +97,7 @@ def plan_weight(config: HyperConfig, weight: Tensor, plan: Plan) -> Plan | None:
     kept = int(weight.count_nonzero())
     if 0 < kept <= (1 - PRUNED) * weight.numel():
         layout, mask = prune(weight)
-        pruned = dataclasses.replace(_plan(config, layout), mask=mask)
+        pruned = dataclasses.replace(_plan(config, layout, plan.scheme.bits), mask=mask)
         cost: Callable[[Plan], float] = lambda plan: bits_per_weight(plan.scheme, plan.layout)  # noqa: E731
         plan = pruned if cost(pruned) <= cost(plan) else plan
     return plan if config.loss_max is None else _least(config, weight, plan, config.loss_max)
@@ -124,8 +125,8 @@ def _least(config: HyperConfig, weight: Tensor, plan: Plan, loss_max: float) -> 
     return best
 
 
-def _plan(config: HyperConfig, layout: Layout) -> Plan:
-    return Plan(config.scheme(*layout.matrix), layout)
+def _plan(config: HyperConfig, layout: Layout, bits: float | None) -> Plan:
+    return Plan(config.scheme(*layout.matrix, bits=bits), layout)
 
 
 def _divisors(number: int) -> list[int]:

@@ -36,6 +36,7 @@ from hf_hyper.kernels import ops
 from hf_hyper.layout import Layout
 from hf_hyper.nn.replace import hyper_modules, replace, reshapable, restore, weight_shape
 from hf_hyper.nn.stored import HyperLayer, layer_specs
+from hf_hyper.pipeline.allocate import mixed_bits
 from hf_hyper.pipeline.calibrate import compress_loaded
 from hf_hyper.pipeline.calibration_text import calibration_windows
 from hf_hyper.plan import Plan, plan_shape, plan_weight
@@ -106,6 +107,7 @@ class HyperHfQuantizer(HfQuantizer):
         )
         tied = {name.rpartition(".")[0] for pair in model.all_tied_weights_keys.items() for name in pair}
 
+        shapes: dict[str, tuple[tuple[int, ...], bool]] = {}
         for name, module in model.named_modules():
             shape = weight_shape(module)
             if shape is None or not should_convert_module(name, skipped):
@@ -115,7 +117,12 @@ class HyperHfQuantizer(HfQuantizer):
             if name in tied:
                 logger.warning(f"{name} stays as it is: its weight is tied to another module's.")
                 continue
-            self.plans[name] = plan_shape(config, shape, reshapable(module))
+            shapes[name] = shape, reshapable(module)
+        self.plans = {name: plan_shape(config, *shape) for name, shape in shapes.items()}
+        if config.hyperfunction == "shift" and config.bits % 1:
+            kept = {name: plan.layout.num_weights for name, plan in self.plans.items() if plan is not None}
+            for name, bits in mixed_bits(kept, config.bits).items():
+                self.plans[name] = plan_shape(config, *shapes[name], bits=bits)
         if all(plan is None for plan in self.plans.values()):
             raise ConfigError(
                 f"no layer of {type(model).__name__} is left to compress: modules_to_not_convert excludes "

@@ -47,10 +47,11 @@ def _quality(rows: list[Row]) -> str:
         "    python -m hf_hyper.bench.quality --model twin --text wiki.valid.raw --json quality.json"
     )
     if calibrated := [row for row in rows if "rounding" in row]:
+        methods = " ".join(dict.fromkeys(row["rounding"] for row in calibrated))
         intro += (
-            "\n    python -m hf_hyper.bench.quality --model twin --text wiki.valid.raw --methods "
-            f"{' '.join(dict.fromkeys(row['rounding'] for row in calibrated))} --calibration {calibrated[0]['calibration']}"
-            f" --effort {calibrated[0]['effort']} --json quality_calibrated.json"
+            f"\n    python -m hf_hyper.bench.quality --model twin --text wiki.valid.raw --methods {methods} "
+            f"--effort {calibrated[0]['effort']} --calibration {calibrated[0]['calibration']} "
+            "--json quality_calibrated.json"
         )
     ordered = sorted(rows, key=lambda row: (-round(row["bits_per_weight"]), row["kl_mean"]))
     cells = [

@@ -12,6 +12,7 @@ own, parametrized layers, weights shared by several layers, and layers too small
 by `torch.nn.utils.prune` keep their zeros; the pruning becomes permanent.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +28,7 @@ from hf_hyper.errors import ConfigError, FormatError
 from hf_hyper.layout import Layout
 from hf_hyper.nn.replace import hyper_layer, hyper_modules, is_transposed, reshapable, weight_shape
 from hf_hyper.nn.stored import HyperLayer, layer_specs
+from hf_hyper.pipeline.allocate import mixed_bits
 from hf_hyper.plan import plan_shape, plan_weight
 from hf_hyper.scheme import TensorScheme
 
@@ -57,12 +59,19 @@ def compress_module(module: nn.Module, config: HyperConfig, bits: Mapping[str, f
     """
     if any(hyper_modules(module)):
         raise ConfigError("the module holds compressed layers already; start from the original module")
+    if config.calibration is not None:
+        raise ConfigError(
+            "compress_module does not know how this module is run, so it cannot calibrate; leave calibration out, or "
+            "use compress_model for a model of transformers"
+        )
     made = HyperConfig(**{**config.to_dict(), "tensor_schemes": None})
     chosen = [
         (name, layer)
         for name, layer in _candidates(module, made)
         if should_convert_module(name, made.modules_to_not_convert)
     ]
+    if bits is None and made.hyperfunction == "shift" and made.bits % 1:
+        bits = mixed_bits({name: math.prod(weight_shape(layer) or ()) for name, layer in chosen}, made.bits)
     for name, layer in logging.tqdm(chosen, desc=f"Compressing to {made.bits:g} bits", unit="tensor"):
         compressed = _compressed(name, layer, made, (bits or {}).get(name, made.bits))
         if compressed is not None:

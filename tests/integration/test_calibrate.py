@@ -73,6 +73,15 @@ def test_a_calibrated_model_is_stored_like_any_other(calibrated: torch.nn.Module
     assert all(parameter.grad is None for parameter in calibrated.parameters())
 
 
+def test_fractional_rates(folder: Path) -> None:
+    config = hf_hyper.HyperConfig(**{**CALIBRATED, "bits": 3.25, "rounding": "ldlq"})
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
+    layers = [module for module in model.modules() if isinstance(module, hf_hyper.HyperLinear)]
+    weights = [layer.in_features * layer.out_features for layer in layers]
+    spent = sum(layer.scheme.bits * size for layer, size in zip(layers, weights, strict=True)) / sum(weights)
+    assert 3.25 * 0.98 <= spent <= 3.25
+
+
 def test_the_model_writes_its_own_text(folder: Path) -> None:
     config = hf_hyper.HyperConfig(**{**CALIBRATED, "calibration": "self", "calibration_tokens": 1024})
     first, second = (AutoModelForCausalLM.from_pretrained(folder, quantization_config=config) for _ in range(2))

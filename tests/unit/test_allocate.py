@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_hyper import HyperConfig, ShapeError, compress_module
-from hf_hyper.pipeline.allocate import spread_bits
+from hf_hyper import ConfigError, HyperConfig, ShapeError, compress_module
+from hf_hyper.pipeline.allocate import mixed_bits, spread_bits
 from hf_hyper.pipeline.batchnorm import align_batch_norms
 
 
@@ -21,6 +21,33 @@ def test_small_layers_get_more_and_the_average_is_kept(average: float, step: flo
     assert all(rate % step == 0 and 2 <= rate <= 8 for rate in rates)
     spent = sum(bits[name] * size for name, size in sizes.items()) / sum(sizes.values())
     assert average - step <= spent <= average
+
+
+@pytest.mark.parametrize("average", [2.25, 3.5, 4.1, 6.75])
+def test_fractional_rates_are_met_by_whole_bits(average: float) -> None:
+    sizes = {
+        f"{layer}.{name}": size for layer in range(30) for name, size in {"q": 9, "k": 3, "up": 24, "down": 24}.items()
+    }
+    bits = mixed_bits(sizes, average)
+    assert set(bits.values()) <= {int(average), int(average) + 1}
+    spent = sum(bits[name] * size for name, size in sizes.items()) / sum(sizes.values())
+    assert average * 0.995 <= spent <= average
+    assert bits["0.k"] == int(average) + 1
+
+
+def test_whole_rates_are_left_alone() -> None:
+    assert mixed_bits({"a": 5, "b": 7}, 4) == {"a": 4, "b": 4}
+
+
+def test_a_module_meets_a_fractional_rate() -> None:
+    net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
+    made = compress_module(net, HyperConfig(bits=3.5, effort="fast")).hyper_config
+    assert sorted(record["bits"] for record in made.tensor_schemes.values()) == [3, 3, 4, 4]
+
+
+def test_a_module_cannot_be_calibrated() -> None:
+    with pytest.raises(ConfigError, match="cannot calibrate"):
+        compress_module(nn.Linear(64, 64), HyperConfig(calibration="default"))
 
 
 def test_four_times_the_weights_is_one_bit_less() -> None:
