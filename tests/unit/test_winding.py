@@ -1,6 +1,7 @@
 """`winding`: directions, format, exact nearest search, encoder."""
 
 import math
+import sys
 from pathlib import Path
 
 import mpmath
@@ -215,6 +216,20 @@ def test_native_search_depends_on_neither_isa_nor_threads(isa: str, threads: int
 def test_native_search_refuses_non_finite_points():
     with pytest.raises(ConfigError, match="NaN"):
         _native.winding_nearest(torch.tensor([[0.0, math.nan]]), torch.zeros(1, 2))
+
+
+@pytest.mark.skipif(_native.load() is None, reason="no compiled core")
+def test_native_search_stays_bounded_for_nodes_on_a_circle():
+    """All nodes are near the centre of a circle, where lists that name every candidate would grow without limit."""
+    angle = torch.arange(20_000) * (2 * math.pi / 20_000)
+    circle = torch.stack([angle.cos(), angle.sin()], 1) * 0.5
+    points = torch.randn(10_000, 2, generator=torch.Generator().manual_seed(3)) * 1e-3
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    index = _native.winding_nearest(points, circle)
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 100e6
+    assert torch.equal(index[:100], nearest_brute_force(points[:100], circle))
 
 
 # Encoder
