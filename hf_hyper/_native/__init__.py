@@ -26,9 +26,13 @@ from hf_hyper._native.shift_matmul import (
     shift_rotate,
 )
 from hf_hyper._native.winding import winding_nearest
+from hf_hyper._native.winding_matmul import MAX_WIDTH as WINDING_MAX_WIDTH
+from hf_hyper._native.winding_matmul import WindingPlan, winding_decode, winding_matmul
 
 __all__ = [
+    "WINDING_MAX_WIDTH",
     "ShiftPlan",
+    "WindingPlan",
     "available_isas",
     "dense_tokens",
     "find",
@@ -46,5 +50,7 @@ __all__ = [
     "shift_matmul_dense",
     "shift_rotate",
     "unavailable_reason",
+    "winding_decode",
+    "winding_matmul",
     "winding_nearest",
 ]

@@ -190,6 +190,8 @@ def compare(given: argparse.Namespace) -> list[Row]:
     facts = {"threads": given.threads, "read_bandwidth": bandwidth, **environment("transformers")}
     label = given.shape or Path(given.model).name
     bits = _bits(given)
+    if not given.gguf:
+        turns["llama.cpp"] = [{"skipped": "no GGUF file given; name one with --gguf NAME=FILE"}]
     for name, found in turns.items():
         base = {"op": "generate", "shape": label, "M": 1, "bits": bits if name in _ACCURACIES else None}
         failed = next((result["skipped"] for result in found if "skipped" in result), None)

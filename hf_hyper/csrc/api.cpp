@@ -13,6 +13,7 @@
 #include "shift_observable.h"
 #include "thread_pool.h"
 #include "winding.h"
+#include "winding_product.h"
 
 namespace {
 
@@ -66,6 +67,14 @@ bool valid(const hyper_shift_plan* plan) {
   return inner % 16 == 0;
 }
 
+bool valid(const hyper_winding_plan* plan) {
+  if (plan == nullptr || plan->out_features < 1 || plan->in_features < 1 || plan->width < 1 || plan->width > 22 ||
+      plan->num_points < 1 || plan->num_shells < 1) {
+    return false;
+  }
+  return (int64_t{plan->num_shells} + 1) * (int64_t{plan->num_points} + 1) <= int64_t{1} << plan->width;
+}
+
 bool valid_tiles(const hyper_shift_plan& plan, int64_t first, int64_t count) {
   return first >= 0 && count >= 0 && count <= (plan.out_features + 15) / 16 - first;
 }
@@ -75,7 +84,7 @@ bool wide_dtype(int dtype) { return dtype == HYPER_FLOAT32 || dtype == HYPER_BFL
 
 }  // namespace
 
-int hyper_abi_version(void) { return 2; }
+int hyper_abi_version(void) { return 3; }
 
 const char* hyper_isa(void) { return hyper::kernels().name; }
 
@@ -201,4 +210,27 @@ int hyper_winding_nearest(const float* points, int64_t n, const float* nodes, in
   const int failure =
       guarded([&] { finite = hyper::nearest_nodes(points, n, nodes, num_nodes, clamped(threads), index); });
   return failure != HYPER_OK ? failure : finite ? HYPER_OK : HYPER_ERROR_NON_FINITE;
+}
+
+int hyper_winding_matmul(const hyper_winding_plan* plan, const uint32_t* codes, const float* centre,
+                         const float* shell_side, const void* x, int dtype, int64_t tokens, int threads, void* y) {
+  if (!valid(plan) || !valid_dtype(dtype) || tokens < 0 || threads < 1) return HYPER_ERROR_ARGUMENT;
+  if (tokens == 0) return HYPER_OK;
+  if (codes == nullptr || centre == nullptr || shell_side == nullptr || x == nullptr || y == nullptr) {
+    return HYPER_ERROR_ARGUMENT;
+  }
+  return guarded(
+      [&] { hyper::multiply_winding(*plan, codes, centre, shell_side, x, dtype, tokens, clamped(threads), y); });
+}
+
+int hyper_winding_decode(const hyper_winding_plan* plan, const uint32_t* codes, const float* centre,
+                         const float* shell_side, int64_t first_row, int64_t rows, int threads, void* weights,
+                         int dtype) {
+  if (!valid(plan) || !valid_dtype(dtype) || threads < 1) return HYPER_ERROR_ARGUMENT;
+  if (first_row < 0 || rows < 0 || rows > plan->out_features - first_row) return HYPER_ERROR_ARGUMENT;
+  if (rows == 0) return HYPER_OK;
+  if (codes == nullptr || centre == nullptr || shell_side == nullptr || weights == nullptr) return HYPER_ERROR_ARGUMENT;
+  return guarded([&] {
+    hyper::decode_winding(*plan, codes, centre, shell_side, first_row, rows, clamped(threads), weights, dtype);
+  });
 }

@@ -62,6 +62,19 @@ inline void load_scaled(const void* from, int dtype, int64_t count, const float*
   }
 }
 
+// from[first...] of a HYPER_* dtype -> to [count]
+inline void load_as_float(const void* from, int dtype, int64_t first, int64_t count, float* to) {
+  const float* full = static_cast<const float*>(from) + first;
+  const uint16_t* half = static_cast<const uint16_t*>(from) + first;
+  if (dtype == HYPER_FLOAT32) {
+    for (int64_t i = 0; i < count; ++i) to[i] = full[i];
+  } else if (dtype == HYPER_BFLOAT16) {
+    for (int64_t i = 0; i < count; ++i) to[i] = from_bfloat16(half[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = from_float16(half[i]);
+  }
+}
+
 inline void store_as(const float* from, int64_t count, int dtype, void* to, int64_t offset) {
   float* full = static_cast<float*>(to) + offset;
   uint16_t* half = static_cast<uint16_t*>(to) + offset;

@@ -120,6 +120,28 @@ HYPER_API int hyper_shift_finish(const hyper_shift_plan* plan, const void* produ
 HYPER_API int hyper_winding_nearest(const float* points, int64_t n, const float* nodes, int64_t num_nodes, int threads,
                                     int32_t* index);
 
+// What all calls on one weight of `winding` without incoherence share.
+typedef struct hyper_winding_plan {
+  int64_t out_features, in_features;
+  int32_t width;       // bits of a code, 1..22
+  int32_t num_points;  // of the orbit, at least 1
+  int32_t num_shells;  // at least 1, (num_shells + 1) * (num_points + 1) <= 2^width
+  uint32_t direction[2];
+} hyper_winding_plan;
+
+// y = x W^T straight from the stored tensors, for few tokens: every 8 tokens decode the weight once.
+//   codes [out_features, words of a row] uint32, centre [2] float32, shell_side [num_shells + 1] float32
+//   x     [tokens, in_features] of `dtype`, y [tokens, out_features] of `dtype`
+// Sums are float32; they depend on the instruction set, in the last bits, but not on `threads`.
+HYPER_API int hyper_winding_matmul(const hyper_winding_plan* plan, const uint32_t* codes, const float* centre,
+                                   const float* shell_side, const void* x, int dtype, int64_t tokens, int threads,
+                                   void* y);
+
+// Weights of some rows, rounded from float32 to `dtype`: [rows, in_features]. The same on every machine.
+HYPER_API int hyper_winding_decode(const hyper_winding_plan* plan, const uint32_t* codes, const float* centre,
+                                   const float* shell_side, int64_t first_row, int64_t rows, int threads,
+                                   void* weights, int dtype);
+
 #ifdef __cplusplus
 }
 #endif

@@ -79,27 +79,39 @@ inline void hadamard(float* x, int64_t count, int64_t width, float scale) {
   }
 }
 
-// x viewed as [count / (size * inner), size, inner]: the middle axis times matrix [size, size] transposed.
-inline void mix_axis(float* x, int64_t count, int64_t size, int64_t inner, const float* matrix) {
+// x viewed as [count / (size * inner), size, inner]: the middle axis times matrix [size, size] transposed. Columns are
+// copied kLanes at a time, because the product overwrites them.
+template <int kLanes, int kMaxSize>
+inline void mix_columns(float* x, int64_t count, int64_t size, int64_t inner, const float* matrix) {
+  typedef float Lanes __attribute__((vector_size(4 * kLanes)));
   constexpr int kRows = 4;  // independent sums, to hide the latency of fma
-  alignas(64) float column[1024 * 16];
+  alignas(64) float column[kMaxSize * kLanes];
   for (int64_t start = 0; start < count; start += size * inner) {
-    for (int64_t i = 0; i < inner; i += 16) {
+    for (int64_t i = 0; i < inner; i += kLanes) {
       float* from = x + start + i;
-      for (int64_t j = 0; j < size; ++j) std::memcpy(column + 16 * j, from + j * inner, 64);
+      for (int64_t j = 0; j < size; ++j) std::memcpy(column + kLanes * j, from + j * inner, sizeof(Lanes));
       for (int64_t r = 0; r < size; r += kRows) {
-        Float16Lanes sum[kRows] = {};
+        Lanes sum[kRows] = {};
         const int64_t rows = size - r < kRows ? size - r : kRows;
         const float* row[kRows];
         for (int64_t q = 0; q < kRows; ++q) row[q] = matrix + (q < rows ? r + q : r) * size;
         for (int64_t j = 0; j < size; ++j) {
-          Float16Lanes a;
-          load16(a, column + 16 * j);
+          Lanes a;
+          std::memcpy(&a, column + kLanes * j, sizeof a);
           for (int q = 0; q < kRows; ++q) sum[q] += a * row[q][j];
         }
-        for (int64_t q = 0; q < rows; ++q) store16(from + (r + q) * inner, sum[q]);
+        for (int64_t q = 0; q < rows; ++q) std::memcpy(from + (r + q) * inner, &sum[q], sizeof(Lanes));
       }
     }
+  }
+}
+
+// The stack of a host's thread may be small, so the rare large sizes, all of them primes, take narrower columns.
+inline void mix_axis(float* x, int64_t count, int64_t size, int64_t inner, const float* matrix) {
+  if (size <= 64) {
+    mix_columns<16, 64>(x, count, size, inner, matrix);
+  } else {
+    mix_columns<4, 1024>(x, count, size, inner, matrix);
   }
 }
 

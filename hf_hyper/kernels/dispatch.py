@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from hf_hyper import _native
-from hf_hyper.kernels import cpu, reference
+from hf_hyper.hyperfunctions.winding import code_width, dimension, group_size
+from hf_hyper.kernels import cpu, cpu_winding, reference
 from hf_hyper.scheme import TensorScheme
 
 __all__ = ["explain", "select"]
@@ -30,12 +31,28 @@ class Row:
 def _needs_core_and_incoherence(scheme: TensorScheme) -> str | None:
     if not scheme.incoherence:
         return "covers weights with incoherence only"
+    return _needs_core()
+
+
+def _needs_core_and_pairs(scheme: TensorScheme) -> str | None:
+    if scheme.incoherence:
+        return "covers weights without incoherence only"
+    if dimension(scheme) != 2 or group_size(scheme):
+        return "covers pairs of weights without group scales only"
+    if code_width(scheme) > _native.WINDING_MAX_WIDTH:
+        return f"covers codes of at most {_native.WINDING_MAX_WIDTH} bits"
+    return _needs_core()
+
+
+def _needs_core() -> str | None:
     return None if _native.load() is not None else f"compiled core absent: {_native.unavailable_reason()}"
 
 
 TABLE = (
     Row("decode", "cpu", "shift", "cpu.decode_shift", cpu.decode_shift, _needs_core_and_incoherence),
     Row("matmul", "cpu", "shift", "cpu.matmul_shift", cpu.matmul_shift, _needs_core_and_incoherence),
+    Row("decode", "cpu", "winding", "cpu.decode_winding", cpu_winding.decode_winding, _needs_core_and_pairs),
+    Row("matmul", "cpu", "winding", "cpu.matmul_winding", cpu_winding.matmul_winding, _needs_core_and_pairs),
 )
 
 _REFERENCE: dict[str, Callable[..., Tensor]] = {"decode": reference.decode, "matmul": reference.matmul}
@@ -69,9 +86,9 @@ def explain(scheme: TensorScheme, device: torch.device | str = "cpu") -> str:
         device: Where its tensors lie.
 
     Example:
-        >>> print(explain(TensorScheme("winding", 6.5, 64, 64, incoherence=False)))
-        decode on cpu: reference.decode
-        matmul on cpu: reference.matmul
+        >>> print(explain(TensorScheme("winding", 6.5, 64, 64, incoherence=False), "cuda"))
+        decode on cuda: reference.decode
+        matmul on cuda: reference.matmul
     """
     kind = torch.device(device).type
     lines = []

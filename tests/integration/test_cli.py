@@ -1,5 +1,6 @@
 """The command line as users run it: in a process of its own, judged by exit code, output and files."""
 
+import functools
 import json
 import os
 import shutil
@@ -180,7 +181,11 @@ def test_killed_run_leaves_no_destination_and_resumes(moment: str, compressed: P
 
 def test_interrupt_exits_with_130(stories: Path, tmp_path: Path):
     run = command("compress", "--effort", "best", "--resume", stories, tmp_path / "out")
-    with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # Children of a shell's background job are born deaf to interrupts.
+    listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listening
+    ) as process:
         while process.poll() is None and not any(tmp_path.glob("**/*.safetensors")):
             time.sleep(0.001)
         process.send_signal(signal.SIGINT)

@@ -71,7 +71,7 @@ def test_matmul_of_a_real_width(isa: str) -> None:
     check(TensorScheme("shift", 4.0, 576, 576), (1, 4, 40), DTYPES)
 
 
-@pytest.mark.parametrize(("columns", "blocks"), [(576, 4), (16 * 1031, 1), (16 * 63 * 13, 1)])
+@pytest.mark.parametrize(("columns", "blocks"), [(576, 4), (16 * 1031, 1), (16 * 63 * 13, 1), (16 * 101, 1)])
 def test_rotations_of_awkward_widths(columns: int, blocks: int, isa: str) -> None:
     check(TensorScheme("shift", 2.0, 48, columns, input_blocks=blocks), (1, 20), [torch.float32])
 
