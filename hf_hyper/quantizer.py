@@ -34,7 +34,7 @@ from hf_hyper.errors import ConfigError, FormatError, HyperError
 from hf_hyper.hyperfunctions import TensorSpec
 from hf_hyper.kernels import ops
 from hf_hyper.layout import Layout
-from hf_hyper.nn.replace import hyper_modules, replace, reshapable, restore, weight_shape
+from hf_hyper.nn.replace import hyper_modules, is_transposed, replace, reshapable, restore, weight_shape
 from hf_hyper.nn.stored import HyperLayer, layer_specs
 from hf_hyper.pipeline.allocate import mixed_bits
 from hf_hyper.pipeline.calibrate import compress_loaded
@@ -213,7 +213,17 @@ class HyperHfQuantizer(HfQuantizer):
                 f"calibration needs the whole model on one device, found parts on {away} beside {model.device}; load "
                 "it without device_map, or with device_map={'': device}"
             )
-        plans = {name: plan for name, plan in self.plans.items() if plan is not None}
+        plans: dict[str, Plan] = {}
+        for name, plan in self.plans.items():
+            module = model.get_submodule(name)
+            weight = module.get_parameter("weight").detach()
+            known = None if plan is None else plan_weight(config, weight.T if is_transposed(module) else weight, plan)
+            if known is not None:
+                plans[name] = known
+        if not plans:
+            raise ConfigError(
+                f"no weight meets loss_max {config.loss_max}; raise it or bits, or leave the model as it is"
+            )
         windows = None
         if config.calibration is not None:
             windows = calibration_windows(model, config.calibration, config.calibration_tokens, config.seed)

@@ -184,6 +184,17 @@ def test_a_text_that_is_too_short(folder: Path) -> None:
         AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
 
 
+@pytest.mark.parametrize("calibration", [None, TEXTS], ids=["free", "calibrated"])
+def test_pruned_weights_in_hand_keep_their_zeros(folder: Path, calibration: list[str] | None) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        weight = model.model.layers[1].mlp.up_proj.weight
+        weight[weight.abs() < weight.abs().median()] = 0
+        zeros = weight == 0
+    hf_hyper.compress_model(model, hf_hyper.HyperConfig(**{**CALIBRATED, "calibration": calibration}))
+    assert bool((model.model.layers[1].mlp.up_proj.weight[zeros] == 0).all())
+
+
 def test_a_model_in_hand(folder: Path, tmp_path: Path, calibrated: torch.nn.Module) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert hf_hyper.compress_model(model, hf_hyper.HyperConfig(**CALIBRATED)) is model
