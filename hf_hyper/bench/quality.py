@@ -5,8 +5,8 @@ same shape, decoded; these stand in the float32 reference model, and the same wi
 therefore play no part. Bits per weight count everything a method stores for those weights: codes, scales, offsets and
 padding. Only `fisher`, `ldlq` and `plain` see calibration text, which must not be the text that measures.
 
-    python -m hf_hyper.bench.quality --model DIR --text FILE --json OUT [--bits 4 3] [--sequences 16] [--seq-len 512]
-        [--calibration TEXT] [--effort balanced]
+    python -m hf_hyper.bench.quality --model DIR --text FILE [FILE ...] --json OUT [--plot PNG] [--bits 4 3]
+        [--sequences 16] [--seq-len 512] [--calibration TEXT] [--effort balanced]
 
 Use a model whose weights sit on no grid (`hf_hyper.bench.offgrid`): the grid of an earlier quantization flatters
 methods that resemble it.
@@ -16,6 +16,7 @@ methods that resemble it.
 | `shift`, `winding` | `HyperConfig(bits=b, hyperfunction=...)` through `from_pretrained` | measured |
 | `fisher`, `ldlq`, `plain` | `shift`, calibrated, with that `rounding`; `plain`: LDLQ as published | measured |
 | `nf4`, `nf4-dq` | bitsandbytes, blocks of 64, scales in float32 or quantized again (`dq`) | 4.5, 4.13 |
+| `hqq` | HQQ (package `hqq`), groups of 64, asymmetric, float16 scales and zero points | b + 32 / 64 |
 | `rtn` | rounding to nearest, asymmetric, groups of 64 inputs, 16-bit scale and b-bit zero point | b + (16 + b) / 64 |
 """
 
@@ -49,8 +50,9 @@ GROUP_SIZE = 64
 
 _CALIBRATED = ("fisher", "ldlq", "plain")
 _OURS = ("shift", "winding", *_CALIBRATED)
-_METHODS = (*_OURS, "nf4", "nf4-dq", "rtn")
-_PACKAGES = ("hf-hyper", "transformers", "bitsandbytes")
+_METHODS = (*_OURS, "nf4", "nf4-dq", "hqq", "rtn")
+_PACKAGES = ("hf-hyper", "transformers", "bitsandbytes", "hqq")
+_NEEDED = {"nf4": "bitsandbytes", "nf4-dq": "bitsandbytes", "hqq": "hqq"}
 
 Row = dict[str, Any]
 
@@ -100,7 +102,7 @@ def round_to_nearest(weight: Tensor, bits: int, group_size: int = GROUP_SIZE) ->
 
 def compare(
     model_path: str | Path,
-    text: str,
+    texts: Mapping[str, str],
     bits: Sequence[int] = (4, 3),
     methods: Sequence[str] = ("shift", "nf4", "nf4-dq", "rtn"),
     sequences: int | None = 16,
@@ -110,11 +112,11 @@ def compare(
     calibration: str = "default",
     calibration_tokens: int = 32768,
 ) -> Iterator[Row]:
-    """Measure each method on one model; a row is given as soon as it is there.
+    """Measure each method on one model; a row for every text is given as soon as it is there.
 
     Args:
         model_path: Folder or Hub id of an uncompressed causal language model.
-        text: The evaluation text.
+        texts: The evaluation texts by name.
         bits: Code bits of the methods that have a choice.
         methods: Names from the table above.
         sequences: Windows of text; None takes all.
@@ -126,8 +128,8 @@ def compare(
 
     Yields:
         A row with `method`, `bits`, `bits_per_weight`, the fields of `EvalResult`, `weights` (their number), `seconds`
-        (to compress and decode), `text_sha256`, `model`, `device`, `versions` and `commit`; or, for a peer that is not
-        installed, a row with `method`, `bits` and `skipped`, the reason.
+        (to compress and decode), `text` (its name), `text_sha256`, `model`, `device`, `versions` and `commit`; or, for
+        a peer that is not installed, a row with `method`, `bits` and `skipped`, the reason.
 
     Raises:
         ConfigError: A method is unknown, or model, text and windows do not go together.
@@ -136,19 +138,19 @@ def compare(
     if unknown:
         raise ConfigError(f"method {unknown[0]!r} is unknown; choose from {', '.join(_METHODS)}")
     tokenizer = AutoTokenizer.from_pretrained(model_path)
-    cut = windows(tokenizer, text, seq_len, sequences)
+    cuts = {name: windows(tokenizer, text, seq_len, sequences) for name, text in texts.items()}
     reference = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, device_map=device)
     originals = decoder_linears(reference)
     candidate = copy.deepcopy(reference)
     common = {
         "weights": sum(linear.weight.numel() for linear in originals.values()),
-        "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "model": Path(model_path).name,
         **environment(*_PACKAGES, device=device),
     }
     for method, width in _plan(methods, bits):
-        if method.startswith("nf4") and importlib.util.find_spec("bitsandbytes") is None:
-            yield {"method": method, "bits": width, "skipped": "bitsandbytes is not installed"}
+        needed = _NEEDED.get(method)
+        if needed is not None and importlib.util.find_spec(needed) is None:
+            yield {"method": method, "bits": width, "skipped": f"{needed} is not installed"}
             continue
         start = time.perf_counter()
         options: dict[str, Any] = {"effort": effort, "hyperfunction": "winding" if method == "winding" else "shift"}
@@ -164,39 +166,64 @@ def compare(
                 candidate.get_submodule(name).weight.copy_(weight)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
                 stored += count
         seconds = time.perf_counter() - start
-        result = evaluate_model(candidate, cut, reference).to_dict()
-        yield {
-            "method": method,
-            "bits": width,
-            "bits_per_weight": stored / common["weights"],
-            **result,
-            "seconds": seconds,
-            **{key: Path(value).name if key == "calibration" else value for key, value in options.items()},
-            **common,
-        }
+        for name, text in texts.items():
+            yield {
+                "method": method,
+                "bits": width,
+                "bits_per_weight": stored / common["weights"],
+                **evaluate_model(candidate, cuts[name], reference).to_dict(),
+                "seconds": seconds,
+                **{key: Path(value).name if key == "calibration" else value for key, value in options.items()},
+                "text": name,
+                "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
+                **common,
+            }
 
 
 def format_table(rows: Sequence[Row]) -> str:
     """The rows as a table; `ours/peer` is the mean KL of our first method at the same code bits over the row's."""
-    ours = {row["bits"]: row for row in reversed(rows) if row["method"] in _OURS}
+    ours = {(row["bits"], row["text"]): row for row in reversed(rows) if row["method"] in _OURS}
     lines = [
         f"{'method':<10}{'bits':>5}{'bits/weight':>13}{'KL mean':>10}{'KL 99 %':>10}{'KL max':>9}{'top-1':>8}"
-        f"{'ppl':>9}{'ref ppl':>9}{'ours/peer':>11}{'seconds':>9}"
+        f"{'ppl':>9}{'ref ppl':>9}{'ours/peer':>11}{'seconds':>9}  text"
     ]
     for row in rows:
         if "skipped" in row:
             lines.append(f"{row['method']:<10}{row['bits']:>5}  skipped: {row['skipped']}")
             continue
-        rival = ours.get(row["bits"])
+        rival = ours.get((row["bits"], row["text"]))
         ratio = (
             "" if rival is None or rival is row or not row["kl_mean"] else f"{rival['kl_mean'] / row['kl_mean']:.3f}"
         )
         lines.append(
             f"{row['method']:<10}{row['bits']:>5}{row['bits_per_weight']:>13.3f}{row['kl_mean']:>10.4f}"
             f"{row['kl_p99']:>10.3f}{row['kl_max']:>9.3f}{row['top1']:>8.3f}{row['ppl']:>9.3f}{row['ref_ppl']:>9.3f}"
-            f"{ratio:>11}{row['seconds']:>9.1f}"
+            f"{ratio:>11}{row['seconds']:>9.1f}  {row['text']}"
         )
     return "\n".join(lines)
+
+
+def draw(rows: Sequence[Row], file: Path) -> None:
+    """Draw KL divergence against bits per weight on the first text, a line for every method, as a PNG."""
+    from matplotlib.figure import Figure
+
+    measured = [row for row in rows if "skipped" not in row]
+    measured = [row for row in measured if row["text"] == measured[0]["text"]]
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for method in dict.fromkeys(row["method"] for row in measured):
+        points = sorted((row["bits_per_weight"], row["kl_mean"]) for row in measured if row["method"] == method)
+        width = 2.4 if method in _OURS else 1.2
+        axes.plot(*zip(*points, strict=True), marker="o", linewidth=width, label=method)
+    axes.set(
+        yscale="log",
+        xlabel="bits per weight, everything counted",
+        ylabel="KL divergence from the original, nats a token",
+        title=f"{measured[0]['model']}, {measured[0]['text']}",
+    )
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=150)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -207,9 +234,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--model", required=True, help="folder or Hub id of the uncompressed model")
     parser.add_argument(
-        "--text", help="text file (wiki.*.raw is read as WikiText rows), data set, or 'bundled' (the default)"
+        "--text",
+        nargs="+",
+        default=["bundled"],
+        help="text files (wiki.*.raw is read as WikiText rows), data sets, or 'bundled' (the default)",
     )
     parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--plot", type=Path, help="file for a picture of KL against bits, .png")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3], help="code bits (default: 4 3)")
     parser.add_argument("--methods", nargs="+", choices=_METHODS, default=["shift", "nf4", "nf4-dq", "rtn"])
     parser.add_argument("--sequences", type=int, default=16, help="windows of text (default: 16)")
@@ -221,10 +252,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     rows: list[Row] = []
     try:
-        text = load_text(options.text)
+        texts = {Path(source).name: load_text(source) for source in options.text}
         for row in compare(
             options.model,
-            text,
+            texts,
             options.bits,
             options.methods,
             options.sequences,
@@ -237,6 +268,8 @@ def main(arguments: list[str] | None = None) -> int:
             rows.append(row)
             if options.json:
                 options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        if options.plot:
+            draw(rows, options.plot)
     except (HyperError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -272,6 +305,8 @@ def _peer(method: str, bits: int, originals: Mapping[str, nn.Linear]) -> Iterato
     quantize: Callable[[Tensor], tuple[Tensor, int]]
     if method == "rtn":
         quantize = lambda weight: round_to_nearest(weight, bits)  # noqa: E731
+    elif method == "hqq":
+        quantize = lambda weight: _hqq(weight, bits)  # noqa: E731
     else:
         quantize = lambda weight: _nf4(weight, nested=method == "nf4-dq")  # noqa: E731
     for name, linear in originals.items():
@@ -290,6 +325,23 @@ def _nf4(weight: Tensor, nested: bool) -> tuple[Tensor, int]:
         tensors += [state.state2.absmax, state.offset]
     stored = sum(tensor.numel() * tensor.element_size() * 8 for tensor in tensors)
     return functional.dequantize_4bit(packed, state), stored
+
+
+def _hqq(weight: Tensor, bits: int) -> tuple[Tensor, int]:
+    """Decoded weight and stored bits under half-quadratic quantization; the packing of odd widths is not counted."""
+    from hqq.core.quantize import Quantizer  # pyright: ignore[reportMissingImports]
+
+    packed, meta = Quantizer.quantize(
+        weight,
+        nbits=bits,
+        channel_wise=True,
+        group_size=GROUP_SIZE,
+        optimize=True,
+        device=str(weight.device),
+        compute_dtype=torch.float16,
+    )
+    scales = meta["scale"].numel() + meta["zero"].numel()
+    return Quantizer.dequantize(packed, meta).to(weight.dtype), weight.numel() * bits + 16 * scales
 
 
 if __name__ == "__main__":
