@@ -21,7 +21,7 @@ constexpr int kByteCentre = 510;  // half of the largest byte sum
 constexpr int kMaxLanes = 16;
 constexpr int kMaxTokens = 8;
 
-static constexpr int activation_rows(bool int8) { return int8 ? kTile + 2 : kTile; }
+constexpr int activation_rows(bool int8) { return int8 ? kTile + 2 : kTile; }
 
 // Adds to sums [16, tokens, lanes] the products of `groups` groups: codes [groups * lanes, 8 * bits].
 using MultiplyStep = void (*)(const uint32_t* codes, int64_t groups, const uint32_t* activations, uint32_t multiplier,
