@@ -1,7 +1,8 @@
-"""Shared by all tests: fixed seeds, uninitialised memory that shows, no network."""
+"""Shared by all tests: fixed seeds, uninitialised memory that shows, no network, instruction sets in turn."""
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,6 +10,8 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import pytest
 import torch
+
+from hf_hyper import _native
 
 ROOT = Path(__file__).parent.parent
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
@@ -58,6 +61,16 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return torch.device(request.param)
+
+
+@pytest.fixture(params=_native.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set of this machine, one after the other."""
+    before = _native.isa()
+    assert before is not None
+    _native.set_isa(request.param)
+    yield request.param
+    _native.set_isa(before)
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hf_hyper._native.arguments import DTYPES, activations, check_dtype, stored
 from hf_hyper._native.library import check, check_multiplier, check_range, require, thread_count
-from hf_hyper.errors import ConfigError, ShapeError
+from hf_hyper.errors import ConfigError
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _MAX_FACTORS = 32
 
 
@@ -117,10 +117,9 @@ def shift_matmul(
         KernelUnavailable: There is no compiled core.
     """
     library = require()
-    codes = _stored("codes", codes, plan.codes_shape, torch.int32)
-    scale = _stored("scale", scale, (plan.padded_out,), torch.float16)
-    out_scale = _stored("out_scale", out_scale, (plan.out_features,), torch.bfloat16)
-    x = _activations(x, plan)
+    codes = _codes(plan, codes)
+    scale, out_scale = _scales(plan, scale, out_scale)
+    x = activations(x, plan.in_features)
     y = x.new_empty(x.shape[0], plan.out_features)
     result = library.hyper_shift_matmul(
         plan.address,
@@ -128,7 +127,7 @@ def shift_matmul(
         scale.data_ptr(),
         out_scale.data_ptr(),
         x.data_ptr(),
-        _DTYPES[x.dtype],
+        DTYPES[x.dtype],
         x.shape[0],
         int8,
         thread_count(threads),
@@ -163,10 +162,9 @@ def shift_matmul_dense(
         KernelUnavailable: There is no compiled core.
     """
     library = require()
-    codes = _stored("codes", codes, plan.codes_shape, torch.int32)
-    scale = _stored("scale", scale, (plan.padded_out,), torch.float16)
-    out_scale = _stored("out_scale", out_scale, (plan.out_features,), torch.bfloat16)
-    x = _activations(x, plan)
+    codes = _codes(plan, codes)
+    scale, out_scale = _scales(plan, scale, out_scale)
+    x = activations(x, plan.in_features)
     y = x.new_empty(x.shape[0], plan.out_features)
     result = library.hyper_shift_matmul_dense(
         plan.address,
@@ -174,7 +172,7 @@ def shift_matmul_dense(
         scale.data_ptr(),
         out_scale.data_ptr(),
         x.data_ptr(),
-        _DTYPES[x.dtype],
+        DTYPES[x.dtype],
         x.shape[0],
         thread_count(threads),
         y.data_ptr(),
@@ -207,17 +205,17 @@ def shift_rotate(plan: ShiftPlan, x: Tensor, dtype: torch.dtype, threads: int | 
         KernelUnavailable: There is no compiled core.
     """
     library = require()
-    x = _activations(x, plan)
+    x = activations(x, plan.in_features)
     rotated = x.new_empty(x.shape[0], plan.padded_in, dtype=_panel_dtype(dtype))
     sums = x.new_empty(x.shape[0], dtype=torch.float32)
     result = library.hyper_shift_rotate(
         plan.address,
         x.data_ptr(),
-        _DTYPES[x.dtype],
+        DTYPES[x.dtype],
         x.shape[0],
         thread_count(threads),
         rotated.data_ptr(),
-        _DTYPES[dtype],
+        DTYPES[dtype],
         sums.data_ptr(),
     )
     check(result, "shift_rotate")
@@ -244,14 +242,14 @@ def shift_decode_rows(
         KernelUnavailable: There is no compiled core.
     """
     library = require()
-    codes = _stored("codes", codes, plan.codes_shape, torch.int32)
+    codes = _codes(plan, codes)
     check_range("first_tile", first_tile, 0, plan.padded_out // 16)
     check_range("tiles", tiles, 0, plan.padded_out // 16 - first_tile)
-    _stored("rows", rows, (16 * tiles, plan.padded_in), _panel_dtype(rows.dtype))
+    stored("rows", rows, (16 * tiles, plan.padded_in), _panel_dtype(rows.dtype))
     if not rows.is_contiguous():
         raise ConfigError(f"rows: got strides {rows.stride()}, wanted a contiguous tensor")
     result = library.hyper_shift_decode_rows(
-        plan.address, codes.data_ptr(), first_tile, tiles, thread_count(threads), rows.data_ptr(), _DTYPES[rows.dtype]
+        plan.address, codes.data_ptr(), first_tile, tiles, thread_count(threads), rows.data_ptr(), DTYPES[rows.dtype]
     )
     check(result, "shift_decode_rows")
 
@@ -285,20 +283,19 @@ def shift_finish(
         KernelUnavailable: There is no compiled core.
     """
     library = require()
-    product = _stored("product", product, (len(sums), product.shape[-1]), _panel_dtype(product.dtype))
-    sums = _stored("sums", sums, (len(product),), torch.float32)
-    scale = _stored("scale", scale, (plan.padded_out,), torch.float16)
-    out_scale = _stored("out_scale", out_scale, (plan.out_features,), torch.bfloat16)
-    _stored("y", y, (len(product), plan.out_features), y.dtype)
-    if product.shape[1] % 16 or not y.is_contiguous() or y.dtype not in _DTYPES:
-        raise ConfigError(
-            f"shift_finish: got {product.shape[1]} columns, wanted a multiple of 16, and y of {y.dtype} with strides "
-            f"{y.stride()}, wanted contiguous float32, bfloat16 or float16"
-        )
+    product = stored("product", product, (len(sums), product.shape[-1]), _panel_dtype(product.dtype))
+    sums = stored("sums", sums, (len(product),), torch.float32)
+    scale, out_scale = _scales(plan, scale, out_scale)
+    stored("y", y, (len(product), plan.out_features), y.dtype)
+    check_dtype("y", y)
+    if product.shape[1] % 16:
+        raise ConfigError(f"product: got {product.shape[1]} columns, wanted a multiple of 16")
+    if not y.is_contiguous():
+        raise ConfigError(f"y: got strides {y.stride()}, wanted a contiguous tensor")
     result = library.hyper_shift_finish(
         plan.address,
         product.data_ptr(),
-        _DTYPES[product.dtype],
+        DTYPES[product.dtype],
         first_tile,
         product.shape[1] // 16,
         sums.data_ptr(),
@@ -307,25 +304,20 @@ def shift_finish(
         len(product),
         thread_count(threads),
         y.data_ptr(),
-        _DTYPES[y.dtype],
+        DTYPES[y.dtype],
     )
     check(result, "shift_finish")
 
 
-def _stored(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    if tensor.shape != shape:
-        raise ShapeError(f"{name}: got shape {list(tensor.shape)}, wanted {list(shape)}")
-    if tensor.dtype != dtype or not tensor.is_cpu:
-        raise ConfigError(f"{name}: got {tensor.dtype} on {tensor.device}, wanted {dtype} on cpu")
-    return tensor.contiguous()
+def _codes(plan: ShiftPlan, codes: Tensor) -> Tensor:
+    return stored("codes", codes, plan.codes_shape, torch.int32)
 
 
-def _activations(x: Tensor, plan: ShiftPlan) -> Tensor:
-    if x.ndim != 2 or x.shape[1] != plan.in_features:
-        raise ShapeError(f"x: got shape {list(x.shape)}, wanted [tokens, {plan.in_features}]")
-    if x.dtype not in _DTYPES or not x.is_cpu:
-        raise ConfigError(f"x: got {x.dtype} on {x.device}, wanted float32, bfloat16 or float16 on cpu")
-    return x.contiguous()
+def _scales(plan: ShiftPlan, scale: Tensor, out_scale: Tensor) -> tuple[Tensor, Tensor]:
+    return (
+        stored("scale", scale, (plan.padded_out,), torch.float16),
+        stored("out_scale", out_scale, (plan.out_features,), torch.bfloat16),
+    )
 
 
 def _panel_dtype(dtype: torch.dtype) -> torch.dtype:

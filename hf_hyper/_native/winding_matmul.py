@@ -5,10 +5,10 @@ import ctypes
 import torch
 from torch import Tensor
 
+from hf_hyper._native.arguments import DTYPES, activations, check_dtype, stored
 from hf_hyper._native.library import check, check_range, require, thread_count
 from hf_hyper.errors import ConfigError, ShapeError
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_WIDTH = 22
 """Bits of the longest code that the core divides exactly in float32."""
 
@@ -73,19 +73,14 @@ def winding_matmul(
         KernelUnavailable: There is no compiled core.
     """
     library = require()
-    stored = _stored_tensors(plan, codes, centre, shell_side)
-    if x.ndim != 2 or x.shape[1] != plan.in_features:
-        raise ShapeError(f"x: got shape {list(x.shape)}, wanted [tokens, {plan.in_features}]")
-    _check_dtype("x", x.dtype)
-    if not x.is_cpu:
-        raise ConfigError(f"x: got a tensor on {x.device}, wanted cpu")
-    x = x.contiguous()
+    tensors = _stored_tensors(plan, codes, centre, shell_side)
+    x = activations(x, plan.in_features)
     y = x.new_empty(len(x), plan.out_features)
     result = library.hyper_winding_matmul(
         plan.address,
-        *(tensor.data_ptr() for tensor in stored),
+        *(tensor.data_ptr() for tensor in tensors),
         x.data_ptr(),
-        _DTYPES[x.dtype],
+        DTYPES[x.dtype],
         len(x),
         thread_count(threads),
         y.data_ptr(),
@@ -120,42 +115,29 @@ def winding_decode(
         KernelUnavailable: There is no compiled core.
     """
     library = require()
-    stored = _stored_tensors(plan, codes, centre, shell_side)
+    tensors = _stored_tensors(plan, codes, centre, shell_side)
     check_range("first_row", first_row, 0, plan.out_features)
     if weights.ndim != 2 or weights.shape[1] != plan.in_features:
         raise ShapeError(f"weights: got shape {list(weights.shape)}, wanted [rows, {plan.in_features}]")
     check_range("rows", len(weights), 0, plan.out_features - first_row)
-    _check_dtype("weights", weights.dtype)
-    if not weights.is_cpu or not weights.is_contiguous():
-        raise ConfigError(
-            f"weights: got strides {weights.stride()} on {weights.device}, wanted a contiguous tensor on cpu"
-        )
+    check_dtype("weights", weights)
+    if not weights.is_contiguous():
+        raise ConfigError(f"weights: got strides {weights.stride()}, wanted a contiguous tensor")
     result = library.hyper_winding_decode(
         plan.address,
-        *(tensor.data_ptr() for tensor in stored),
+        *(tensor.data_ptr() for tensor in tensors),
         first_row,
         len(weights),
         thread_count(threads),
         weights.data_ptr(),
-        _DTYPES[weights.dtype],
+        DTYPES[weights.dtype],
     )
     check(result, "winding_decode")
 
 
 def _stored_tensors(plan: WindingPlan, codes: Tensor, centre: Tensor, shell_side: Tensor) -> list[Tensor]:
-    wanted = (
-        ("codes", codes, plan.codes_shape, torch.int32),
-        ("centre", centre, (2,), torch.float32),
-        ("shell_side", shell_side, (plan.num_shells + 1,), torch.float32),
-    )
-    for name, tensor, shape, dtype in wanted:
-        if tensor.shape != shape:
-            raise ShapeError(f"{name}: got shape {list(tensor.shape)}, wanted {list(shape)}")
-        if tensor.dtype != dtype or not tensor.is_cpu:
-            raise ConfigError(f"{name}: got {tensor.dtype} on {tensor.device}, wanted {dtype} on cpu")
-    return [tensor.contiguous() for _, tensor, _, _ in wanted]
-
-
-def _check_dtype(name: str, dtype: torch.dtype) -> None:
-    if dtype not in _DTYPES:
-        raise ConfigError(f"{name}: got {dtype}, wanted float32, bfloat16 or float16")
+    return [
+        stored("codes", codes, plan.codes_shape, torch.int32),
+        stored("centre", centre, (2,), torch.float32),
+        stored("shell_side", shell_side, (plan.num_shells + 1,), torch.float32),
+    ]

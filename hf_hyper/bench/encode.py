@@ -21,7 +21,6 @@ import argparse
 import functools
 import importlib
 import importlib.util
-import json
 import statistics
 import sys
 import time
@@ -37,6 +36,7 @@ from hf_hyper.bench.harness import environment, ratios
 from hf_hyper.config import HyperConfig
 from hf_hyper.encoders import EFFORTS
 from hf_hyper.hyperfunctions.winding import nodes
+from hf_hyper.pipeline.report import write_json
 from hf_hyper.scheme import TensorScheme
 
 __all__ = ["contenders", "main"]
@@ -164,8 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
             flush=True,
         )
     if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(measured, indent=1) + "\n")
+        write_json(given.json, measured)
     return 0
 
 

@@ -40,6 +40,7 @@ from hf_hyper.config import HyperConfig
 from hf_hyper.layout import Layout
 from hf_hyper.nn.replace import hyper_modules, replace
 from hf_hyper.nn.stored import layer_specs
+from hf_hyper.pipeline.report import write_json
 from hf_hyper.plan import plan_shape
 from hf_hyper.scheme import TensorScheme
 
@@ -263,8 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"x{row['ratio_median']:.2f} [{row['ratio_min']:.2f}, {row['ratio_max']:.2f}]"
         )
     if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(given.json, rows)
     return 0
 
 

@@ -16,7 +16,6 @@ import argparse
 import functools
 import importlib
 import importlib.util
-import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from hf_hyper import _native, codec
 from hf_hyper.bench.harness import CACHE_BYTES, compare, environment, ratios, read_bandwidth
 from hf_hyper.errors import HyperError, KernelUnavailable
 from hf_hyper.kernels import cpu, reference
+from hf_hyper.pipeline.report import write_json
 from hf_hyper.scheme import TensorScheme
 
 __all__ = ["SHAPES", "case", "main"]
@@ -134,8 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
                 rows.append({**row, "read_bandwidth": bandwidth, **environment("bitsandbytes", "hqq")})
                 print(_line(row), flush=True)
     if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(given.json, rows)
     return 0
 
 

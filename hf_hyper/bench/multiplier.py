@@ -10,7 +10,6 @@ the product, are ranked on tiles that no stage has seen, so that the winner's le
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 from hf_hyper.bench.harness import environment
 from hf_hyper.bench.shift_mse import STARTING_GAIN, tile_errors
 from hf_hyper.hyperfunctions.shift import STATE_BITS, TILE_WEIGHTS
+from hf_hyper.pipeline.report import write_json
 
 __all__ = ["main", "search"]
 
@@ -132,8 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{mean['multiplier']}  {mean['addend']:8d}  " + "  ".join(parts), flush=True)
     if given.json:
         common = {**environment(), "seed": given.seed, "candidates": given.candidates}
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps([{**row, **common} for row in rows], indent=1) + "\n")
+        write_json(given.json, [{**row, **common} for row in rows])
     return 0
 
 

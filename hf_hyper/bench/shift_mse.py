@@ -10,7 +10,6 @@ second of processor time on each of the threads, which a busy machine disturbs l
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 from hf_hyper import _native
 from hf_hyper.bench.harness import environment
 from hf_hyper.hyperfunctions.shift import MULTIPLIER, STATE_BITS, TILE_WEIGHTS, byte_sums, states
+from hf_hyper.pipeline.report import write_json
 
 __all__ = ["DESIGN_MSE", "EFFORT_BITS", "STARTING_GAIN", "best_gain", "main", "tile_errors"]
 
@@ -133,8 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
                 flush=True,
             )
     if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(given.json, rows)
     return 0
 
 

@@ -14,7 +14,6 @@ Needs `hf-hyper[bench]`.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -31,6 +30,7 @@ from hf_hyper.encoders import EFFORTS, encode
 from hf_hyper.encoders.halving import nearest_brute_force
 from hf_hyper.errors import HyperError
 from hf_hyper.hyperfunctions.winding import DIRECTIONS, nodes
+from hf_hyper.pipeline.report import write_json
 from hf_hyper.scheme import TensorScheme
 
 __all__ = ["errors", "main", "speeds"]
@@ -157,8 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
         with safe_open(path, "pt") as file:
             add(errors(file.get_tensor(name).float(), name), shown)
     if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(given.json, rows)
     return 0
 
 

@@ -7,6 +7,7 @@
 #include "shift_code.h"
 
 namespace hyper {
+namespace {
 
 // Full search over one or two tiles at a time. The trace back reads the choices of every step, or where the costs of
 // every step are kept it repeats the 2^k sums of each class on the path.
@@ -107,4 +108,5 @@ class FullSearch {
   std::unique_ptr<uint8_t[]> choices_;
 };
 
+}  // namespace
 }  // namespace hyper

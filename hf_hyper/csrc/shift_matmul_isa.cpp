@@ -1,4 +1,4 @@
-// Choice of the product kernels. They need more of a machine than the tables of isa.h (VNNI and VBMI2, FMA), so a set
+// Choice of the product kernels. They need more of a machine than the tables of isa.h (VNNI, VBMI and VBMI2; FMA), so a set
 // that lacks it takes the next best one.
 #include <cstring>
 
@@ -15,7 +15,8 @@ namespace {
 
 #if defined(HYPER_X86)
 const MatmulSteps& best_x86(bool wide) {
-  static const bool has_avx512 = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2");
+  static const bool has_avx512 = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+                                 __builtin_cpu_supports("avx512vbmi2");
   static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (wide && has_avx512) return kMatmulAvx512;
   return has_avx2 ? kMatmulAvx2 : kMatmulScalar;

@@ -7,6 +7,7 @@
 #include "shift_code.h"
 
 namespace hyper {
+namespace {
 
 constexpr int kWidest = 32;  // most lanes of a vector class; fewer windows than lanes go through the narrow scalar one
 constexpr int kWidenSteps = 4;  // steps between two doublings of the windows kept, at the end of pass 2
@@ -100,4 +101,5 @@ class SurvivorSearch {
   std::unique_ptr<uint16_t[]> costs_, windows_;
 };
 
+}  // namespace
 }  // namespace hyper

@@ -1,6 +1,6 @@
 // Products of `winding` straight from the codes, and decoding of rows for those that a library multiplies.
 //
-//     activations  --arrange-->  [groups, tokens, 2, 16] float, once per 8 tokens
+//     activations  --arrange-->  [groups, tokens, streams, 16] float, once per 8 tokens
 //     threads take blocks of rows; a row is decoded 16 pairs at a time into registers, and multiplied there
 //
 // A weight costs two products of integers and a look-up among the shell sides; there is no table of nodes to fetch.
@@ -45,20 +45,32 @@ struct Layout {
 WindingConstants constants_of(const hyper_winding_plan& plan, const float* centre, const float* shell_side) {
   WindingConstants made{};
   made.width = plan.width;
+  made.mask = (1u << plan.width) - 1;
   made.stride = plan.num_points + 1;
   made.shells = plan.num_shells;
   made.inverse = 1.0f / static_cast<float>(made.stride);
   made.sides = shell_side;
-  std::copy(shell_side, shell_side + std::min(kNearShells, plan.num_shells + 1), made.near_sides);
+  made.near = static_cast<int>(made.mask) / made.stride < kNearShells;
+  for (int i = 0; i < kNearShells; ++i) {
+    made.near_sides[i] = shell_side[std::min(i, plan.num_shells)];
+    made.near_starts[i] = kFloatOne + static_cast<uint32_t>(i) * static_cast<uint32_t>(made.stride) + 1;
+  }
   for (int d = 0; d < 2; ++d) {
     made.direction[d] = plan.direction[d];
     made.centre[d] = centre[d];
   }
   for (int phase = 0; phase < 2; ++phase) {
     for (int i = 0; i < kPairs; ++i) {
-      const int position = 16 * phase + i * plan.width;
-      made.word[phase][i] = position / 32;
-      made.bit[phase][i] = static_cast<uint32_t>(position % 32);
+      const int first = 16 * phase + i * plan.width, last = first + plan.width - 1;
+      made.word[phase][i] = first / 32;
+      made.bit[phase][i] = static_cast<uint32_t>(first % 32);
+      // The byte of the last bit and the three before it; a word holds its first byte last. Bytes before the group are
+      // read only for bits above the code, so any will do.
+      for (int b = 0; b < 4; ++b) {
+        const int byte = std::max(last / 8 - b, 0);
+        made.bytes[phase][4 * i + b] = static_cast<uint8_t>(byte / 4 * 4 + 3 - byte % 4);
+      }
+      made.shift[phase][i] = static_cast<uint32_t>(7 - last % 8);
     }
   }
   return made;
@@ -75,13 +87,17 @@ void multiply_winding(const hyper_winding_plan& plan, const uint32_t* codes, con
   const WindingSteps& steps = winding_steps();
   const Layout layout(plan);
   const WindingConstants constants = constants_of(plan, centre, shell_side);
+  const WindingRow& row_steps = steps.row[constants.near];
   for (int64_t begin = 0; begin < tokens; begin += kMaxTokens) {
     const int count = static_cast<int>(std::min<int64_t>(kMaxTokens, tokens - begin));
     const int form = token_form(count), wide = kTokenForms[form];
-    activations.assign(static_cast<size_t>(layout.groups * wide * 2 * kPairs), 0.0f);
+    activations.assign(static_cast<size_t>(layout.groups * wide * activation_streams(wide) * kPairs), 0.0f);
+    float centre_share[kMaxTokens];
     for (int m = 0; m < count; ++m) {
       const char* from = static_cast<const char*>(x) + (begin + m) * plan.in_features * size_of(dtype);
-      steps.arrange(from, dtype, plan.in_features, m, wide, activations.data());
+      float totals[2];
+      steps.arrange(from, dtype, plan.in_features, m, wide, activations.data(), totals);
+      centre_share[m] = centre[0] * totals[0] + centre[1] * totals[1];
     }
     const float* arranged = activations.data();
     WorkCounter work(plan.out_features, kRows);
@@ -90,9 +106,9 @@ void multiply_winding(const hyper_winding_plan& plan, const uint32_t* codes, con
       int64_t first, end;
       while (work.take(&first, &end)) {
         for (int64_t row = first; row < end; ++row) {
-          steps.multiply[form](constants, codes + row * layout.row_words, (plan.out_features - row) * layout.row_words,
-                               layout.groups, arranged, sums);
-          for (int m = 0; m < count; ++m) block[m][row - first] = sums[m];
+          row_steps.multiply[form](constants, codes + row * layout.row_words,
+                                   (plan.out_features - row) * layout.row_words, layout.groups, arranged, sums);
+          for (int m = 0; m < count; ++m) block[m][row - first] = sums[m] + centre_share[m];
         }
         for (int m = 0; m < count; ++m) {
           steps.store(block[m], end - first, dtype, y, (begin + m) * plan.out_features + first);
@@ -114,8 +130,8 @@ void decode_winding(const hyper_winding_plan& plan, const uint32_t* codes, const
     while (work.take(&first, &end)) {
       for (int64_t i = first; i < end; ++i) {
         const int64_t row = first_row + i;
-        steps.decode(constants, codes + row * layout.row_words, (plan.out_features - row) * layout.row_words,
-                     layout.groups, decoded.data());
+        steps.row[constants.near].decode(constants, codes + row * layout.row_words,
+                                         (plan.out_features - row) * layout.row_words, layout.groups, decoded.data());
         steps.store(decoded.data(), plan.in_features, dtype, weights, i * plan.in_features);
       }
     }

@@ -18,6 +18,8 @@
 namespace hyper {
 namespace {
 
+constexpr int kPrefetchWords = 1024;  // ahead of a group; a tenth of the time where codes come from memory
+
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
@@ -82,42 +84,54 @@ HYPER_INLINE void accumulate(Floats& sum, const Floats& a, const Floats& b) {
 #endif
 }
 
-// The codes of a group. A code ends at most 31 bits after the word it begins in, so two words hold it.
-HYPER_INLINE void unpack(const WindingConstants& constants, const uint32_t* words, int phase, Ints& codes) {
+// The codes of a group, each with the bits that precede it in the string above it.
+HYPER_INLINE void unpack(const WindingConstants& constants, const uint32_t* words, int phase, Words& codes) {
+#if defined(__AVX512VBMI__)
+  // Four bytes hold a code wherever it begins.
+  const __m512i bytes = _mm512_permutexvar_epi8(_mm512_loadu_si512(constants.bytes[phase]), _mm512_loadu_si512(words));
+  const __m512i found = _mm512_srlv_epi32(bytes, _mm512_loadu_si512(constants.shift[phase]));
+  std::memcpy(&codes, &found, sizeof codes);
+#else
   Ints index;
   Words bit, first, second;
   load(index, constants.word[phase]);
   load(bit, constants.bit[phase]);
   pick(first, words, index);
   pick(second, words, index + 1);
-  const Words joined = first << bit | second >> 1 >> (31 - bit);
-  codes = reinterpret_cast<Ints>(joined >> static_cast<uint32_t>(32 - constants.width));
+  codes = (first << bit | second >> 1 >> (31 - bit)) >> static_cast<uint32_t>(32 - constants.width);
+#endif
 }
 
-// Both weights of 16 pairs.
-HYPER_INLINE void decode_group(const WindingConstants& constants, const uint32_t* words, int phase, Floats weights[2]) {
-  Ints codes;
-  unpack(constants, words, phase, codes);
-  // Quotient and remainder by the codes of a shell. Half a code is added so that rounding, which is less, cannot carry a
-  // quotient past an integer: exact for codes below 2^22.
-  Ints shell = __builtin_convertvector((__builtin_convertvector(codes, Floats) + 0.5f) * constants.inverse, Ints);
-  const Ints node = codes - shell * constants.stride;
-  const Ints beyond = (constants.shells - shell) >> 31;  // codes that are never written
-  shell = (shell & ~beyond) | (beyond & constants.shells);
+// Where 16 points lie: the sides of their shells, node - 1, which is all ones at the centre, and theta of both coordinates
+// in units of 2^-32, of no meaning there.
+struct Points {
+  Floats side;
+  Words place;
+  Words angle[2];
+};
 
-  Words side;
-  if (constants.shells < kNearShells) {
+// kNear: no code is so large that its quotient lies beyond the tables.
+template <bool kNear>
+HYPER_INLINE void locate(const WindingConstants& constants, const uint32_t* words, int phase, Points& points) {
+  Words codes;
+  unpack(constants, words, phase, codes);
+  codes = (codes & constants.mask) | kFloatOne;
+  // Quotient by the codes of a shell. Half a code is added so that rounding, which is less, cannot carry a quotient past
+  // an integer: exact for codes below 2^22.
+  Ints shell = __builtin_convertvector((reinterpret_cast<Floats>(codes) - (0x1p23f - 0.5f)) * constants.inverse, Ints);
+  Words side, start;
+  if constexpr (kNear) {
     pick(side, constants.near_sides, shell);
+    pick(start, constants.near_starts, shell);
   } else {
+    start = reinterpret_cast<Words>(shell * constants.stride) + (kFloatOne + 1);
+    const Ints beyond = (constants.shells - shell) >> 31;  // codes that are never written
+    shell = (shell & ~beyond) | (beyond & constants.shells);
     for (int i = 0; i < kPairs; ++i) side[i] = bits_of(constants.sides[shell[i]]);
   }
-  const Ints orbit = -node >> 31;  // all ones but at the centre
-  const Words theta = reinterpret_cast<Words>(node) - 1u;
-  for (int d = 0; d < 2; ++d) {
-    const Ints angle = reinterpret_cast<Ints>(theta * constants.direction[d] - 0x80000000u) & orbit;
-    const Floats coordinate = __builtin_convertvector(angle, Floats) * 0x1p-32f;
-    weights[d] = reinterpret_cast<Floats>(side) * coordinate + constants.centre[d];
-  }
+  points.side = reinterpret_cast<Floats>(side);
+  points.place = codes - start;
+  for (int d = 0; d < 2; ++d) points.angle[d] = points.place * constants.direction[d];
 }
 
 // Calls body(group, words of the group, phase) for every group of a row; the last groups of a weight read from a copy,
@@ -125,32 +139,55 @@ HYPER_INLINE void decode_group(const WindingConstants& constants, const uint32_t
 template <class Body>
 HYPER_INLINE void for_groups(const WindingConstants& constants, const uint32_t* words, int64_t available,
                              int64_t groups, Body body) {
-  for (int64_t group = 0; group < groups; ++group) {
-    const int64_t half_words = group * constants.width, first = half_words >> 1;
-    const int phase = static_cast<int>(half_words & 1);
-    if (first + kWindowWords <= available) {
-      body(group, words + first, phase);
-    } else {
-      uint32_t copy[kWindowWords] = {};
-      std::memcpy(copy, words + first, static_cast<size_t>(available - first) * sizeof copy[0]);
-      body(group, copy, phase);
-    }
+  const int width = constants.width;
+  int64_t group = 0;
+  // Two groups are `width` words.
+  for (; group + 2 <= groups && group / 2 * width + width / 2 + kWindowWords <= available; group += 2) {
+    const uint32_t* from = words + group / 2 * width;
+    __builtin_prefetch(from + kPrefetchWords);
+    body(group, from, 0);
+    body(group + 1, from + width / 2, width % 2);
+  }
+  for (; group < groups; ++group) {
+    const int64_t half_words = group * width, left = available - half_words / 2;
+    uint32_t copy[kWindowWords] = {};
+    std::memcpy(copy, words + half_words / 2, static_cast<size_t>(left < kWindowWords ? left : kWindowWords) * 4);
+    body(group, copy, static_cast<int>(half_words % 2));
   }
 }
 
-template <int kTokens>
+template <int kTokens, bool kNear>
 void multiply_row(const WindingConstants& constants, const uint32_t* words, int64_t available, int64_t groups,
                   const float* activations, float* sums) {
+  constexpr int kStreams = activation_streams(kTokens);
   Floats sum[kTokens] = {};
   for_groups(constants, words, available, groups, [&](int64_t group, const uint32_t* from, int phase) {
-    Floats weights[2];
-    decode_group(constants, from, phase, weights);
-    const float* x = activations + group * kTokens * 2 * kPairs;
-    for (int m = 0; m < kTokens; ++m) {
-      for (int d = 0; d < 2; ++d) {
-        Floats values;
-        load(values, x + (2 * m + d) * kPairs);
-        accumulate(sum[m], weights[d], values);
+    Points points;
+    locate<kNear>(constants, from, phase, points);
+    const Floats side = points.place != ~0u ? points.side : Floats{};
+    Floats factor[2];  // theta, or the weight less its centre
+    for (int d = 0; d < 2; ++d) {
+      factor[d] = __builtin_convertvector(points.angle[d], Floats);
+      if constexpr (kStreams == 2) {
+        const Floats theta = factor[d];
+        factor[d] = side * -0x1p31f;
+        accumulate(factor[d], theta, side);
+      }
+    }
+    const float* x = activations + group * kTokens * kStreams * kPairs;
+    for (int m = 0; m < kTokens; ++m, x += kStreams * kPairs) {
+      Floats first, second;
+      load(first, x);
+      load(second, x + kPairs);
+      if constexpr (kStreams == 3) {
+        Floats inner;
+        load(inner, x + 2 * kPairs);
+        accumulate(inner, factor[0], first);
+        accumulate(inner, factor[1], second);
+        accumulate(sum[m], side, inner);
+      } else {
+        accumulate(sum[m], factor[0], first);
+        accumulate(sum[m], factor[1], second);
       }
     }
   });
@@ -164,13 +201,20 @@ void multiply_row(const WindingConstants& constants, const uint32_t* words, int6
   }
 }
 
-inline void decode_row(const WindingConstants& constants, const uint32_t* words, int64_t available, int64_t groups,
-                       float* weights) {
+template <bool kNear>
+void decode_row(const WindingConstants& constants, const uint32_t* words, int64_t available, int64_t groups,
+                float* weights) {
   for_groups(constants, words, available, groups, [&](int64_t group, const uint32_t* from, int phase) {
+    Points points;
+    locate<kNear>(constants, from, phase, points);
+    const Ints orbit = points.place != ~0u;
     float pairs[2][kPairs];
-    Floats decoded[2];
-    decode_group(constants, from, phase, decoded);
-    std::memcpy(pairs, decoded, sizeof pairs);
+    for (int d = 0; d < 2; ++d) {
+      const Ints angle = reinterpret_cast<Ints>(points.angle[d] - 0x80000000u) & orbit;
+      const Floats coordinate = __builtin_convertvector(angle, Floats) * 0x1p-32f;
+      const Floats weight = points.side * coordinate + constants.centre[d];
+      std::memcpy(pairs[d], &weight, sizeof weight);
+    }
     float* to = weights + group * 2 * kPairs;
     for (int i = 0; i < kPairs; ++i) {
       to[2 * i] = pairs[0][i];
@@ -179,23 +223,36 @@ inline void decode_row(const WindingConstants& constants, const uint32_t* words,
   });
 }
 
-inline void arrange(const void* x, int dtype, int64_t columns, int token, int tokens, float* activations) {
+inline void arrange(const void* x, int dtype, int64_t columns, int token, int tokens, float* activations, float* sums) {
   constexpr int kColumns = 2 * kPairs;
+  const int streams = activation_streams(tokens);
+  double total[kColumns] = {};
   for (int64_t first = 0; first < columns; first += kColumns) {
     const int64_t count = columns - first < kColumns ? columns - first : kColumns;
     float values[kColumns] = {};
     load_as_float(x, dtype, first, count, values);
-    float* to = activations + (first / kColumns * tokens + token) * kColumns;
+    float* to = activations + (first / kColumns * tokens + token) * streams * kPairs;
     for (int i = 0; i < kPairs; ++i) {
-      to[i] = values[2 * i];
-      to[kPairs + i] = values[2 * i + 1];
+      to[i] = values[2 * i] * 0x1p-32f;
+      to[kPairs + i] = values[2 * i + 1] * 0x1p-32f;
+      if (streams == 3) to[2 * kPairs + i] = -0.5f * (values[2 * i] + values[2 * i + 1]);
     }
+    for (int i = 0; i < kColumns; ++i) total[i] += values[i];
+  }
+  for (int d = 0; d < 2; ++d) {
+    double sum = 0;
+    for (int i = 0; i < kPairs; ++i) sum += total[2 * i + d];
+    sums[d] = static_cast<float>(sum);
   }
 }
 
-constexpr WindingSteps winding_table() {
-  return {{multiply_row<1>, multiply_row<2>, multiply_row<4>, multiply_row<8>}, decode_row, arrange, store_as};
+template <bool kNear>
+constexpr WindingRow winding_row() {
+  return {{multiply_row<1, kNear>, multiply_row<2, kNear>, multiply_row<4, kNear>, multiply_row<8, kNear>},
+          decode_row<kNear>};
 }
+
+constexpr WindingSteps winding_table() { return {{winding_row<false>(), winding_row<true>()}, arrange, store_as}; }
 
 }  // namespace
 }  // namespace hyper

@@ -22,16 +22,6 @@ INT8_ERROR = 0.012
 """Twice the relative error expected of 8 bits: largest of 16 Gaussians (1.8 to 2.1) / 127 / sqrt(12)."""
 
 
-@pytest.fixture(params=_native.available_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set of this machine, one after the other."""
-    before = _native.isa()
-    assert before is not None
-    _native.set_isa(request.param)
-    yield request.param
-    _native.set_isa(before)
-
-
 @pytest.fixture(autouse=True)
 def restored_activations() -> Iterator[None]:
     before = cpu.activations()

@@ -1,7 +1,5 @@
 """The compiled decoder and product of `winding` at every instruction set against the torch reference."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from helpers import assert_as_accurate_as
@@ -20,16 +18,6 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1), (3, 33), (33, 513)]
 PAPER = (6.5, {"num_points": 1600, "num_shells": 3, "direction": "lattice"})
 RATES = [(1.0, {"num_shells": 1}), (2.5, {}), (4.0, {}), PAPER, (6.0, {"num_shells": 20}), (8.0, {}), (11.0, {})]
-
-
-@pytest.fixture(params=_native.available_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set of this machine, one after the other."""
-    before = _native.isa()
-    assert before is not None
-    _native.set_isa(request.param)
-    yield request.param
-    _native.set_isa(before)
 
 
 def stored(rows: int, columns: int, bits: float = 4.0, **options: object) -> tuple[TensorScheme, dict[str, Tensor]]:
