@@ -39,6 +39,4 @@ def activations(x: Tensor, in_features: int) -> Tensor:
 def check_dtype(name: str, tensor: Tensor) -> None:
     """Raise ConfigError unless `tensor` is of a dtype in `DTYPES` on the CPU."""
     if tensor.dtype not in DTYPES or not tensor.is_cpu:
-        raise ConfigError(
-            f"{name}: got {tensor.dtype} on {tensor.device}, wanted float32, bfloat16 or float16 on cpu"
-        )
+        raise ConfigError(f"{name}: got {tensor.dtype} on {tensor.device}, wanted float32, bfloat16 or float16 on cpu")

@@ -34,7 +34,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from hf_hyper import codec
-from hf_hyper.bench.harness import environment
+from hf_hyper.bench.harness import PAPER, environment
 from hf_hyper.bench.quality import decoder_linears
 from hf_hyper.config import HyperConfig
 from hf_hyper.eval import evaluate_model, load_text, windows
@@ -46,12 +46,11 @@ __all__ = ["STEPS", "ablate", "directions", "main"]
 
 Row = dict[str, Any]
 
-_PAPER = {"num_points": 1600, "num_shells": 3, "direction": "lattice"}
 
 STEPS: dict[str, dict[str, Any]] = {
-    "paper": {"bits": 6.5, "effort": "fast", "winding": {**_PAPER, "box_side": 0.1}},
-    "box": {"bits": 6.5, "effort": "fast", "winding": _PAPER},
-    "search": {"bits": 6.5, "winding": _PAPER},
+    "paper": {"bits": 6.5, "effort": "fast", "winding": {**PAPER, "box_side": 0.1}},
+    "box": {"bits": 6.5, "effort": "fast", "winding": PAPER},
+    "search": {"bits": 6.5, "winding": PAPER},
     "direction": {"bits": 6.5, "winding": {}},
     "scales": {"bits": 6.5, "winding": {"group_size": 64}},
     "incoherence": {"bits": 6.5, "winding": {"incoherence": True}},

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from hf_hyper import _native, codec, hyperfunctions
-from hf_hyper.bench.harness import environment, ratios
+from hf_hyper.bench.harness import PAPER, environment, ratios
 from hf_hyper.config import HyperConfig
 from hf_hyper.encoders import EFFORTS
 from hf_hyper.hyperfunctions.winding import nodes
@@ -41,7 +41,6 @@ from hf_hyper.scheme import TensorScheme
 
 __all__ = ["contenders", "main"]
 
-PAPER = {"num_points": 1600, "num_shells": 3, "direction": "lattice"}
 GROUP = 64
 HQQ_BITS = (2, 3, 4, 8)
 

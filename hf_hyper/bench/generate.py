@@ -13,6 +13,7 @@ transformers' default cache.
 |---|---|
 | `float32`, `bfloat16` | the uncompressed model in that dtype |
 | `exact`, `int8` | the compressed model in bfloat16, by accuracy of the rotated activations |
+| `exact head`, `int8 head` | with `--shape`: the output head compressed too, untied from the embedding |
 | `llama.cpp NAME` | a GGUF file through llama-cpp-python, if it is installed for `--llama-python` |
 
 A contender that cannot run gives a row with the reason in `skipped`.
@@ -65,21 +66,33 @@ SHAPES = {
 _LLAMA_WORKER = Path(__file__).with_name("llama_cpp_worker.py")
 _UNCOMPRESSED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ACCURACIES = ("exact", "int8")
+_WITH_HEAD = tuple(f"{accuracy} head" for accuracy in _ACCURACIES)
+_OURS = (*_ACCURACIES, *_WITH_HEAD)
 
 Row = dict[str, Any]
 
 
-def random_model(shape: str, dtype: torch.dtype, bits: float | None) -> PreTrainedModel:
-    """Model of an architecture in `SHAPES` with random weights, compressed with random codes unless `bits` is None."""
+def random_model(shape: str, dtype: torch.dtype, bits: float | None, *, compress_head: bool = False) -> PreTrainedModel:
+    """Model of an architecture in `SHAPES` with random weights.
+
+    Args:
+        shape: Key of `SHAPES`.
+        dtype: Of everything that is not compressed.
+        bits: Bits per weight of random codes; None leaves the model uncompressed.
+        compress_head: Untie the output head from the embedding, which stays as it is, and compress the head as well.
+    """
     config = LlamaConfig(**SHAPES[shape])
+    if compress_head:
+        config.tie_word_embeddings = False
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(dtype)  # pyright: ignore[reportArgumentType]
         if bits is not None:
-            head, dial = model.get_output_embeddings(), HyperConfig(bits=bits)
+            kept = None if compress_head else model.get_output_embeddings()
+            dial = HyperConfig(bits=bits)
 
             def choose(_: str, module: nn.Module, shape: tuple[int, ...]) -> tuple[TensorScheme, Layout] | None:
                 plan = plan_shape(dial, shape, reshapable=False) if isinstance(module, nn.Linear) else None
-                return None if plan is None or module is head else (plan.scheme, plan.layout)
+                return None if plan is None or module is kept else (plan.scheme, plan.layout)
 
             replace(model, choose, dtype=dtype, placeholder=False)
     rotary = type(model.model.rotary_emb)
@@ -140,7 +153,8 @@ def _bytes_read(model: PreTrainedModel) -> int:
 def _load(given: argparse.Namespace, contender: str) -> PreTrainedModel:
     dtype = _UNCOMPRESSED.get(contender, torch.bfloat16)
     if given.shape:
-        return random_model(given.shape, dtype, None if contender in _UNCOMPRESSED else given.bits)
+        bits = None if contender in _UNCOMPRESSED else given.bits
+        return random_model(given.shape, dtype, bits, compress_head=contender in _WITH_HEAD)
     folder = given.model if contender in _UNCOMPRESSED else given.compressed
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
 
@@ -168,8 +182,8 @@ def _commands(given: argparse.Namespace) -> dict[str, tuple[list[str], dict[str,
     if given.compressed:
         source.append(f"--compressed={given.compressed}")
     own = [sys.executable, "-m", "hf_hyper.bench.generate", *common, *source]
-    ours = _ACCURACIES if given.shape or given.compressed else ()
-    commands = {name: ([*own, f"--worker={name}"], {"HF_HYPER_ACTIVATIONS": name}) for name in ours}
+    ours = _OURS if given.shape else _ACCURACIES if given.compressed else ()
+    commands = {name: ([*own, f"--worker={name}"], {"HF_HYPER_ACTIVATIONS": name.split()[0]}) for name in ours}
     commands |= {name: ([*own, f"--worker={name}"], {}) for name in _UNCOMPRESSED}
     for named in given.gguf:
         name, _, file = named.partition("=")
@@ -194,7 +208,7 @@ def compare(given: argparse.Namespace) -> list[Row]:
     if not given.gguf:
         turns["llama.cpp"] = [{"skipped": "no GGUF file given; name one with --gguf NAME=FILE"}]
     for name, found in turns.items():
-        base = {"op": "generate", "shape": label, "M": 1, "bits": bits if name in _ACCURACIES else None}
+        base = {"op": "generate", "shape": label, "M": 1, "bits": bits if name in _OURS else None}
         failed = next((result["skipped"] for result in found if "skipped" in result), None)
         if failed is not None:
             rows.append({**base, "kernel": name, "baseline": None, "skipped": failed, **facts})
@@ -211,7 +225,7 @@ def compare(given: argparse.Namespace) -> list[Row]:
             "bandwidth_share": read / step / bandwidth,
         }
         for baseline, others in turns.items():
-            if baseline in (name, *_ACCURACIES) or any("skipped" in result for result in others):
+            if baseline in (name, *_OURS) or any("skipped" in result for result in others):
                 continue
             other = [statistics.median(result["step"]) for result in others]
             ratio = {"baseline": baseline, "baseline_seconds_median": statistics.median(other), **ratios(other, steps)}

@@ -23,10 +23,13 @@ import torch
 
 from hf_hyper import _native
 
-__all__ = ["CACHE_BYTES", "Timing", "compare", "environment", "ratios", "read_bandwidth"]
+__all__ = ["CACHE_BYTES", "PAPER", "Timing", "compare", "environment", "ratios", "read_bandwidth"]
 
 CACHE_BYTES = 64 << 20
 """Bytes that copies of a weight fill at least: twice the 32 MiB last-level cache of the machine of record."""
+
+PAPER = {"num_points": 1600, "num_shells": 3, "direction": "lattice"}
+"""Constants of `winding` in arXiv 2409.00592, where a code has 13 bits a pair."""
 
 Timing = dict[str, list[float]]
 """Seconds per call by candidate, one entry a turn."""

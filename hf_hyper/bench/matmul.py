@@ -1,13 +1,17 @@
-"""Speed of the product of activations with a `shift` weight on a CPU, against `F.linear` on uncompressed weights.
+"""Speed of products of activations with compressed weights on a CPU, against `F.linear` on uncompressed weights.
 
     python -m hf_hyper.bench.matmul [--json OUT] [--shapes 4096x4096 ...] [--bits 2 3 4 8] [--m 1 4 16 64 512]
 
 Shapes are the linear layers of SmolLM2-135M, Llama-3.2-1B and Llama-3.1-8B. Codes are random bits: any bit string is
-a valid code and takes the same time. Every case is checked against the reference before it is timed; a wrong result
-ends the run. Rows give seconds per call, the baseline's time over ours (median, minimum and maximum over interleaved
-turns), the bytes of stored tensors read per second and their share of measured read bandwidth. Kernels are the path
-that the operator takes, with activations in bfloat16, `exact` or `int8`; rotations are included. Where they are
-installed, bitsandbytes' nf4 and HQQ (4 bits, groups of 64) are baselines too, whatever the bits of the row.
+a valid code and takes the same time. `shift` comes at each of the rates, `winding` at the paper's setting, 13 bits a
+pair. Every case is checked against the reference before it is timed; a wrong result ends the run. Rows give seconds per
+call, the baseline's time over ours (median, minimum and maximum over interleaved turns), the bytes of stored tensors
+read per second and their share of measured read bandwidth. Kernels are the path that the operator takes, with
+activations in bfloat16, `exact` or `int8`; rotations are included.
+
+Baselines of 4 bits in groups of 64, whatever the bits of the row: torch's own int4 kernel, and, where they are
+installed, bitsandbytes' nf4 and HQQ. torchao has no int4 weight-only layout that multiplies on an x86 CPU (0.18); the
+kernel that its earlier CPU layout called is torch's.
 """
 
 from __future__ import annotations
@@ -25,14 +29,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from hf_hyper import _native, codec
-from hf_hyper.bench.harness import CACHE_BYTES, compare, environment, ratios, read_bandwidth
+from hf_hyper import _native, codec, hyperfunctions
+from hf_hyper.bench.harness import CACHE_BYTES, PAPER, compare, environment, ratios, read_bandwidth
 from hf_hyper.errors import HyperError, KernelUnavailable
-from hf_hyper.kernels import cpu, reference
+from hf_hyper.kernels import cpu, cpu_winding, reference
 from hf_hyper.pipeline.report import write_json
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["SHAPES", "case", "main"]
+__all__ = ["SHAPES", "case", "main", "schemes"]
 
 SHAPES = {
     "SmolLM2-135M": ((576, 576), (192, 576), (1536, 576), (576, 1536)),
@@ -47,13 +51,20 @@ MAX_ERROR = {"exact": 0.01, "int8": 0.015}
 Row = dict[str, Any]
 
 
-def case(rows: int, columns: int, bits: int, tokens: Sequence[int], turns: int, bandwidth: float) -> Iterator[Row]:
-    """Rows of one shape and rate: every number of tokens, both accuracies, both baselines.
+def schemes(rows: int, columns: int, rates: Sequence[int]) -> list[TensorScheme]:
+    """What is timed of one shape: `shift` at every rate, then `winding` at the paper's setting."""
+    bits, constants = hyperfunctions.get("winding").resolve(6.5, PAPER)
+    return [
+        *(TensorScheme("shift", float(rate), rows, columns) for rate in rates),
+        TensorScheme("winding", bits, rows, columns, incoherence=False, options=constants),
+    ]
+
+
+def case(scheme: TensorScheme, tokens: Sequence[int], turns: int, bandwidth: float) -> Iterator[Row]:
+    """Rows of one weight: every number of tokens, the accuracies that there are, all baselines.
 
     Args:
-        rows: Output features.
-        columns: Input features.
-        bits: Bits per weight.
+        scheme: Shape and way of storage.
         tokens: Numbers of tokens.
         turns: Interleaved turns.
         bandwidth: Bytes per second that memory delivers.
@@ -61,27 +72,29 @@ def case(rows: int, columns: int, bits: int, tokens: Sequence[int], turns: int, 
     Raises:
         HyperError: A result is wrong.
     """
-    scheme = TensorScheme("shift", float(bits), rows, columns)
+    rows, columns = scheme.out_features, scheme.in_features
     stored = [_random_tensors(scheme) for _ in range(_copies(codec.bits_per_weight(scheme) / 8, scheme))]
     bfloat16 = [torch.randn(rows, columns).bfloat16() for _ in range(_copies(2, scheme))]
     float32 = [torch.randn(rows, columns) for _ in range(_copies(4, scheme))]
     size = codec.bits_per_weight(scheme) / 8 * scheme.num_weights
     rivals = _rivals(rows, columns)
+    multiply = cpu.matmul_shift if scheme.hyperfunction == "shift" else cpu_winding.matmul_winding
     for count in tokens:
         x = torch.randn(count, columns).bfloat16()
         full = x.float()
+        shift = scheme.hyperfunction == "shift"
+        way = cpu.way(count, x.dtype, scheme) if shift else cpu_winding.way(count)
+        accuracies = ("exact", "int8") if shift and way == "fused" else ("exact",)  # the other ways know only one
 
         def ours(accuracy: str, number: int, x: Tensor = x) -> Tensor:
             cpu.set_activations(accuracy)
-            return cpu.matmul_shift(x, stored[number % len(stored)], scheme)
+            return multiply(x, stored[number % len(stored)], scheme)
 
-        for accuracy, allowed in MAX_ERROR.items():
-            wanted = reference.matmul(full, stored[0], scheme)
+        wanted = reference.matmul(full, stored[0], scheme)
+        for accuracy in accuracies:
             error = float((ours(accuracy, 0).float() - wanted).norm() / wanted.norm())
-            if not error < allowed:
+            if not error < MAX_ERROR[accuracy]:
                 raise HyperError(f"{scheme.key}, {count} tokens, {accuracy}: relative error {error:.3g}; run the tests")
-        way = cpu.way(count, x.dtype, scheme)
-        accuracies = ("exact", "int8") if way == "fused" else ("exact",)  # the other ways know only one
         times = compare(
             {
                 "F.linear bfloat16": lambda number, x=x: linear(x, bfloat16[number % len(bfloat16)]),
@@ -98,8 +111,8 @@ def case(rows: int, columns: int, bits: int, tokens: Sequence[int], turns: int, 
                     "op": "matmul",
                     "shape": [rows, columns],
                     "M": count,
-                    "bits": bits,
-                    "kernel": f"cpu.matmul_shift {way} {_native.matmul_isa()} {accuracy}",
+                    "bits": scheme.bits,
+                    "kernel": f"cpu.{multiply.__name__} {way} {_native.matmul_isa()} {accuracy}",
                     "baseline": baseline,
                     "seconds_median": median,
                     "baseline_seconds_median": statistics.median(times[baseline]),
@@ -115,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hf_hyper.bench.matmul", description="Speed of CPU products.")
     parser.add_argument("--json", type=Path, help="write all rows to this file")
     parser.add_argument("--shapes", nargs="+", type=_shape, help="rows x columns, such as 4096x4096; default: all")
-    parser.add_argument("--bits", nargs="+", type=int, default=[2, 3, 4, 8], help="bits per weight")
+    parser.add_argument("--bits", nargs="+", type=int, default=[2, 3, 4, 8], help="bits per weight of shift")
     parser.add_argument("--m", nargs="+", type=int, default=[1, 4, 16, 64, 512], help="numbers of tokens")
     parser.add_argument("--turns", type=int, default=7, help="interleaved turns")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch and the core")
@@ -129,8 +142,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s, {given.threads} threads, {environment()['device']}")
     rows: list[Row] = []
     for height, width in given.shapes or [shape for shapes in SHAPES.values() for shape in shapes]:
-        for bits in given.bits:
-            for row in case(height, width, bits, given.m, given.turns, bandwidth):
+        for scheme in schemes(height, width, given.bits):
+            for row in case(scheme, given.m, given.turns, bandwidth):
                 rows.append({**row, "read_bandwidth": bandwidth, **environment("bitsandbytes", "hqq")})
                 print(_line(row), flush=True)
     if given.json:
@@ -139,11 +152,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _random_tensors(scheme: TensorScheme) -> dict[str, Tensor]:
-    specs = codec.tensor_specs(scheme)
     return {
-        "codes": torch.randint(-(2**31), 2**31, specs["codes"].shape, dtype=torch.int64).to(torch.int32),
-        "scale": torch.ones(specs["scale"].shape, dtype=torch.float16),
-        "out_scale": torch.ones(specs["out_scale"].shape, dtype=torch.bfloat16),
+        name: torch.randint(-(2**31), 2**31, spec.shape, dtype=torch.int64).to(torch.int32)
+        if name == "codes"
+        else torch.rand(spec.shape).add(0.5).to(spec.dtype)
+        for name, spec in codec.tensor_specs(scheme).items()
     }
 
 
@@ -152,6 +165,13 @@ def _rivals(rows: int, columns: int) -> dict[str, Callable[[int, Tensor], Tensor
     found: dict[str, Callable[[int, Tensor], Tensor]] = {}
     weight = torch.randn(rows, columns).bfloat16() / columns**0.5
     copies = range(max(2, int(CACHE_BYTES / (0.5625 * rows * columns)) + 1))
+    if columns % 64 == 0 and rows % 16 == 0:
+        nibbles = torch.randint(0, 16, (rows, columns), dtype=torch.int32)
+        packed = [torch.ops.aten._convert_weight_to_int4pack_for_cpu(nibbles, 2).clone() for _ in copies]
+        scales_and_zeros = torch.full((columns // 64, rows, 2), 0.01, dtype=torch.bfloat16)
+        found["torch int4"] = lambda number, x: torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x, packed[number % len(packed)], 64, scales_and_zeros
+        )
     if importlib.util.find_spec("bitsandbytes") and columns % 64 == 0:
         bitsandbytes = importlib.import_module("bitsandbytes")
         nf4 = []
@@ -185,7 +205,7 @@ def _shape(text: str) -> tuple[int, int]:
 
 def _line(row: Row) -> str:
     return (
-        f"{row['shape'][0]:>6} x {row['shape'][1]:<6} {row['bits']} bits  M={row['M']:<4} {row['kernel']:<34} "
+        f"{row['shape'][0]:>6} x {row['shape'][1]:<6} {row['bits']:g} bits  M={row['M']:<4} {row['kernel']:<36} "
         f"{row['seconds_median'] * 1e3:8.3f} ms  {row['gigabytes_per_second']:5.1f} GB/s "
         f"({row['bandwidth_share']:4.0%})  {row['baseline']:<18} x{row['ratio_median']:.2f} "
         f"[{row['ratio_min']:.2f}, {row['ratio_max']:.2f}]"

@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["section"]
+from hf_hyper.encoders import EFFORTS
+
+__all__ = ["efforts", "section"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -23,6 +25,7 @@ def section() -> str:
             "## Measured",
             _quality(_read("quality") + _read("quality_calibrated")),
             _encoder(_read("shift_mse")),
+            *([efforts(_read("encode"))] if (RESULTS / "encode.json").exists() else []),
             _winding(_read("winding")),
         ]
     )
@@ -93,6 +96,28 @@ def _encoder(rows: list[Row]) -> str:
         for bits, row in sorted(full.items())
     ]
     return f"{intro}\n\n{_table(['bits', 'error', 'bound', 'speed'], cells)}"
+
+
+def efforts(rows: list[Row]) -> str:
+    """Table of `bench.encode`: error of every effort by rate, and how fast it is.
+
+    Args:
+        rows: Rows of `encode.json`.
+    """
+    by_kernel = {row["kernel"]: row for row in rows if row["kernel"].startswith("shift ")}
+    rates = sorted({row["bits"] for row in by_kernel.values()})
+    first = next(iter(by_kernel.values()))
+    intro = (
+        "**Effort.** Mean squared error of a whole Gaussian matrix over the variance of its weights, rotations and "
+        f"scales included, and weights encoded per second of processor time on {first['threads']} threads "
+        f"({first['device']}).\n\n    python -m hf_hyper.bench.encode --json encode.json"
+    )
+    cells = [[str(bits), *(_point(by_kernel[f"shift {effort} {bits}"]) for effort in EFFORTS)] for bits in rates]
+    return f"{intro}\n\n{_table(['bits', *(f'`{effort}`' for effort in EFFORTS)], cells)}"
+
+
+def _point(row: Row) -> str:
+    return f"{row['relative_mse']:.3g} at {row['weights_per_second_by_processor_time'] / 1e6:.2f} M/s"
 
 
 def _winding(rows: list[Row]) -> str:

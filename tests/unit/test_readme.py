@@ -1,12 +1,31 @@
 from pathlib import Path
 
-from hf_hyper.bench.readme import section
+from hf_hyper.bench.readme import efforts, section
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
 
 
 def test_results_are_those_of_the_saved_json() -> None:
     assert section() in README
+
+
+def test_efforts_are_points_of_error_and_speed_by_rate() -> None:
+    rows = [
+        {
+            "kernel": f"shift {effort} {bits}",
+            "bits": bits,
+            "relative_mse": error * 4.0**-bits,
+            "weights_per_second_by_processor_time": speed * 1e6,
+            "threads": 2,
+            "device": "a processor",
+        }
+        for bits in (4, 2)
+        for effort, error, speed in (("fast", 2, 3), ("balanced", 1.5, 1), ("best", 1.25, 0.5))
+    ]
+    table = efforts([*rows, {"kernel": "winding fast", "bits": 6.5}]).splitlines()[-4:]
+    assert table[0] == "| bits | `fast` | `balanced` | `best` |"
+    assert table[2] == "| 2 | 0.125 at 3.00 M/s | 0.0938 at 1.00 M/s | 0.0781 at 0.50 M/s |"
+    assert table[3].startswith("| 4 | 0.00781 at")
 
 
 def test_first_shell_block_holds_the_two_commands() -> None:
