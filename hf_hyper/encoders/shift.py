@@ -2,7 +2,8 @@
 
 The search is a tail-biting Viterbi over the 2^16 windows, native when the compiled core is there and in torch
 (`viterbi.py`, the same integers, so the same bytes) when it is not. Efforts are points on its curve of error against
-speed (`hf_hyper.bench.shift_mse`); they never change the format.
+speed (`hf_hyper.bench.shift_mse`); they never change the format. GPUs, through Triton, search all states whatever the
+effort: the bytes are those of `best`.
 """
 
 import math
@@ -10,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from hf_hyper import _native
+from hf_hyper import _native, _triton
 from hf_hyper.encoders.viterbi import encode_tiles_reference
 from hf_hyper.errors import ShapeError
 from hf_hyper.hyperfunctions.shift import MULTIPLIER, STATE_BITS, TILE_WEIGHTS, states, values
@@ -35,6 +36,9 @@ WIDENING, MAX_WIDENINGS = 1.1, 16
 
 LARGEST_VALUE = 3.3
 """Where the values of `shift` end on the nearer side, in deviations."""
+
+GPU_TILES = 1 << 14
+"""Tiles of a GPU packed at a time; bounds the memory beside the weight."""
 
 SMALLEST_SCALE = 2.0**-24
 LARGEST_SCALE = 65504.0
@@ -84,8 +88,13 @@ def encode_tiles(tiles: Tensor, bits: int, effort: str = "balanced") -> Tensor:
         effort: `fast`, `balanced` or `best`.
 
     Returns:
-        `[n, 8 * bits]` int32, on the device of `tiles`. The same for any number of threads and on any machine.
+        `[n, 8 * bits]` int32, on the device of `tiles`. The same for any number of threads and on any machine, except
+        that GPUs give at any effort what CPUs give at `best`.
     """
+    if tiles.is_cuda:
+        if _triton.obstacle() is None:
+            return _encode_on_gpu(tiles, bits)
+        _triton.say_if_absent()
     survivor_bits = SURVIVOR_BITS[effort][bits]
     on_cpu = tiles.float().cpu().contiguous()
     if _native.load() is None:
@@ -94,6 +103,13 @@ def encode_tiles(tiles: Tensor, bits: int, effort: str = "balanced") -> Tensor:
     else:
         codes = _native.shift_encode(on_cpu, bits, survivor_bits, MULTIPLIER)
     return codes.to(tiles.device)
+
+
+def _encode_on_gpu(tiles: Tensor, bits: int) -> Tensor:
+    from hf_hyper._triton.shift_encode import full_search
+
+    parts = tiles.float().split(GPU_TILES)
+    return torch.cat([encode_tiles_reference(part, bits, STATE_BITS, MULTIPLIER, full_search) for part in parts])
 
 
 def decode_tiles(codes: Tensor, bits: int) -> Tensor:

@@ -5,6 +5,7 @@ those defined at the top of `csrc/shift_encode.cpp`, so both return the same byt
 one weight at a time; the only loop in Python is over the weights. Some thousand times slower than the compiled core.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,13 @@ _MAX_DISTANCE = 255
 _SCALE = {1: 32, 2: 32, 3: 48, 4: 48, 5: 2, 6: 4, 7: 8, 8: 16}
 
 
-def encode_tiles_reference(tiles: Tensor, bits: int, survivor_bits: int, multiplier: int) -> Tensor:
+FullSearch = Callable[[Tensor, Tensor, int, int], Tensor]
+"""Table `[65536]`, targets `[n, 256]`, bits, weights on either side of the seam -> symbols `[n, 256]`."""
+
+
+def encode_tiles_reference(
+    tiles: Tensor, bits: int, survivor_bits: int, multiplier: int, full_search: FullSearch | None = None
+) -> Tensor:
     """Closest circular bit string of every tile, as `_native.shift_encode` returns it.
 
     Args:
@@ -31,6 +38,7 @@ def encode_tiles_reference(tiles: Tensor, bits: int, survivor_bits: int, multipl
         bits: Bits per weight, 1..8.
         survivor_bits: Effort, 8..16; 16 is the full search.
         multiplier: Odd 32-bit constant of the observable.
+        full_search: Takes the place of the full search in plain torch.
 
     Returns:
         `[n, 8 * bits]` int32 on the device of `tiles`.
@@ -44,7 +52,9 @@ def encode_tiles_reference(tiles: Tensor, bits: int, survivor_bits: int, multipl
     if not tiles.isfinite().all():
         raise ConfigError("tiles: contain NaN or infinity; every weight must be finite")
     survivor_bits = max(survivor_bits, min(STATE_BITS, 2 * bits))
-    search = _full_search if survivor_bits == STATE_BITS else _survivor_search
+    search = _survivor_search
+    if survivor_bits == STATE_BITS:
+        search = _full_search if full_search is None else _adapted(full_search)
     tiles = tiles.float()
     code = _Code.build(bits, survivor_bits, multiplier, _SCALE[bits], tiles.device)
     targets = code.targets(tiles)
@@ -121,6 +131,10 @@ class _Code:
     def ring(self) -> list[int]:
         """Weights of pass 1."""
         return [t % TILE_WEIGHTS for t in range(-self.seam_weights, self.seam_weights)]
+
+
+def _adapted(full_search: FullSearch) -> Callable[[_Code, Tensor], Tensor]:
+    return lambda code, targets: full_search(code.table, targets, code.bits, code.seam_weights)
 
 
 def _rescale(costs: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_hyper import _native
+from hf_hyper import _native, _triton
 from hf_hyper.hyperfunctions.winding import code_width, dimension, group_size
-from hf_hyper.kernels import cpu, cpu_winding, reference
+from hf_hyper.kernels import cpu, cpu_winding, cuda, reference
 from hf_hyper.scheme import TensorScheme
 
 __all__ = ["explain", "select"]
@@ -53,7 +53,11 @@ TABLE = (
     Row("matmul", "cpu", "shift", "cpu.matmul_shift", cpu.matmul_shift, _needs_core_and_incoherence),
     Row("decode", "cpu", "winding", "cpu.decode_winding", cpu_winding.decode_winding, _needs_core_and_pairs),
     Row("matmul", "cpu", "winding", "cpu.matmul_winding", cpu_winding.matmul_winding, _needs_core_and_pairs),
+    Row("decode", "cuda", "shift", "cuda.decode_shift", cuda.decode_shift, cuda.obstacle),
+    Row("matmul", "cuda", "shift", "cuda.matmul_shift", cuda.matmul_shift, cuda.obstacle),
 )
+
+_SAY_IF_ABSENT = {"cpu": _native.say_if_absent, "cuda": _triton.say_if_absent}
 
 _REFERENCE: dict[str, Callable[..., Tensor]] = {"decode": reference.decode, "matmul": reference.matmul}
 
@@ -74,7 +78,7 @@ def select(operator: str, device: str, scheme: TensorScheme) -> Callable[..., Te
         if (row.operator, row.device, row.hyperfunction) == (operator, device, scheme.hyperfunction):
             if row.obstacle(scheme) is None:
                 return row.implementation
-            _native.say_if_absent()
+            _SAY_IF_ABSENT[device]()
     return _REFERENCE[operator]
 
 

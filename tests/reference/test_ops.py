@@ -106,7 +106,7 @@ def test_gradient_of_large_weights_stays_finite_in_float16() -> None:
 def test_explain_names_the_kernels() -> None:
     scheme, _ = stored(32, 48)
     assert "matmul on cpu: cpu.matmul_shift" in explain(scheme)
-    assert "decode on cuda: reference.decode" in explain(scheme, "cuda")
+    assert "decode on mps: reference.decode" in explain(scheme, "mps")
 
 
 def test_reference_agrees_with_the_compiled_core() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent.parent / "hf_hyper"
 
 GROUPS = [
-    {"errors", "_native", "scheme", "packing", "layout"},
+    {"errors", "_native", "_triton", "scheme", "packing", "layout"},
     {"hyperfunctions", "rotation"},
     {"encoders", "codec", "storage", "rounding"},
     {"kernels"},
@@ -20,7 +20,7 @@ FENCES = {
     "huggingface_hub": {"pipeline", "cli", "bench"},
     "datasets": {"eval"},
     "evaluate": {"eval"},
-    "triton": {"kernels"},
+    "triton": {"_triton"},
     "vllm": {"serving"},
     "bitsandbytes": {"bench"},
     "sklearn": {"bench"},
