@@ -1,6 +1,6 @@
 """The NEON kernels under an emulator against the scalar ones; wants a cross compiler and QEMU's user mode.
 
-    apt-get install g++-aarch64-linux-gnu qemu-user-static
+apt-get install g++-aarch64-linux-gnu qemu-user-static
 """
 
 import shutil

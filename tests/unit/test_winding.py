@@ -1,6 +1,8 @@
 """`winding`: directions, format, exact nearest search, encoder."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import mpmath
@@ -214,6 +216,28 @@ def test_native_search_depends_on_neither_isa_nor_threads(isa: str, threads: int
         assert torch.equal(_native.winding_nearest(points, unit, threads), nearest_brute_force(points, unit))
     finally:
         _native.set_isa("auto")
+
+
+@pytest.mark.skipif(_native.load() is None, reason="no compiled core")
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory in KiB is Linux's")
+def test_native_search_stays_bounded_for_nodes_on_a_circle():
+    """All nodes are near the centre of a circle: lists of every candidate would take 130 MB here."""
+    script = (
+        "import math, resource, torch\n"
+        "from hf_hyper import _native\n"
+        "angle = torch.arange(20_000) * (2 * math.pi / 20_000)\n"
+        "circle = torch.stack([angle.cos(), angle.sin()], 1) * 0.5\n"
+        "points = torch.randn(300, 2, generator=torch.Generator().manual_seed(3)) * 1e-5\n"
+        "_native.winding_nearest(points, circle[:10], 1)\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "index = _native.winding_nearest(points, circle, 1)\n"
+        "grown = peak() - before\n"
+        "assert grown < 64 << 10, grown\n"
+        "found = (points - circle[index.long()]).square().sum(1)\n"
+        "assert (found - torch.cdist(points[:9], circle).amin(1).square().mean()).abs().max() < 1e-4\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
 
 
 @pytest.mark.skipif(_native.load() is None, reason="no compiled core")
