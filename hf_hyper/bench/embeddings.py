@@ -1,0 +1,144 @@
+"""Sentence embeddings of a compressed encoder beside those of the original.
+
+    python -m hf_hyper.bench.embeddings --model DIR --text FILE --json OUT [--bits 4 3] [--sentences 500]
+        [--calibration default none] [--effort balanced]
+
+An embedding is the mean of the last hidden states over a sentence, as sentence-transformers takes it for MiniLM.
+Sentences are cut out of the text at full stops and spread evenly over it. The text must not be that of the calibration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+
+from hf_hyper import HyperConfig
+from hf_hyper.bench.harness import environment
+from hf_hyper.errors import ConfigError, HyperError
+from hf_hyper.eval import load_text
+from hf_hyper.nn.replace import hyper_modules
+
+__all__ = ["compare", "embed", "main", "split_sentences"]
+
+Row = dict[str, Any]
+
+_BATCH = 50
+
+
+def split_sentences(text: str, count: int) -> list[str]:
+    """Sentences of six words or more, spread evenly over a text.
+
+    Raises:
+        ConfigError: The text holds fewer than `count`.
+
+    Example:
+        >>> split_sentences("One. Two of them are here in this line. Three.", 1)
+        ['Two of them are here in this line.']
+    """
+    pieces = [piece.strip() for line in text.splitlines() for piece in re.split(r"(?<=[.!?])\s+", line)]
+    found = [piece for piece in pieces if piece.endswith((".", "!", "?")) and len(piece.split()) >= 6]
+    if len(found) < count:
+        raise ConfigError(f"the text has {len(found)} sentences, wanted {count}; give a longer text or ask for fewer")
+    return [found[i * len(found) // count] for i in range(count)]
+
+
+@torch.no_grad()
+def embed(model: torch.nn.Module, tokenizer: Any, sentences: Sequence[str]) -> Tensor:
+    """Mean of the last hidden states of every sentence, `[sentences, hidden]` float32."""
+    rows = []
+    for start in range(0, len(sentences), _BATCH):
+        batch = tokenizer(
+            list(sentences[start : start + _BATCH]), padding=True, truncation=True, max_length=256, return_tensors="pt"
+        )
+        states = model(**batch).last_hidden_state.float()
+        mask = batch["attention_mask"].unsqueeze(-1).float()
+        rows.append((states * mask).sum(1) / mask.sum(1))
+    return torch.cat(rows)
+
+
+def compare(
+    model_path: str, sentences: Sequence[str], bits: Sequence[float], calibrations: Sequence[str | None], effort: str
+) -> Iterator[Row]:
+    """Cosine similarity of compressed to original embeddings.
+
+    Args:
+        model_path: Folder or Hub id of an uncompressed encoder.
+        sentences: To embed.
+        bits: Rates.
+        calibrations: Texts to calibrate on; None for none.
+        effort: Of the search.
+
+    Yields:
+        A row for every rate and calibration: `bits`, `bits_per_weight`, `calibration`, `cosine_mean`, `cosine_min`,
+        `seconds` to compress, `sentences`, `model` and the environment.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    wanted = embed(AutoModel.from_pretrained(model_path, dtype=torch.float32).eval(), tokenizer, sentences)
+    for rate in bits:
+        for calibration in calibrations:
+            config = HyperConfig(bits=rate, effort=effort, calibration=calibration)
+            start = time.perf_counter()
+            model = AutoModel.from_pretrained(model_path, dtype=torch.float32, quantization_config=config).eval()
+            seconds = time.perf_counter() - start
+            cosine = torch.cosine_similarity(embed(model, tokenizer, sentences), wanted)
+            layers = [layer for _, layer in hyper_modules(model)]
+            stored = sum(t.numel() * t.element_size() * 8 for layer in layers for t in layer.stored())
+            yield {
+                "bits": rate,
+                "bits_per_weight": stored / sum(layer.in_features * layer.out_features for layer in layers),
+                "calibration": None if calibration is None else Path(calibration).name,
+                "effort": effort,
+                "cosine_mean": cosine.mean().item(),
+                "cosine_min": cosine.min().item(),
+                "seconds": seconds,
+                "sentences": len(sentences),
+                "model": Path(model_path).name,
+                **environment("hf-hyper", "transformers", device="cpu"),
+            }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the comparison from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hf_hyper.bench.embeddings",
+        description="Compare sentence embeddings of compressed encoders with the original's.",
+    )
+    parser.add_argument("--model", required=True, help="folder or Hub id of the uncompressed encoder")
+    parser.add_argument("--text", help="file or data set with the sentences, or 'bundled' (the default)")
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--bits", type=float, nargs="+", default=[4, 3], help="rates (default: 4 3)")
+    parser.add_argument("--sentences", type=int, default=500, help="how many (default: 500)")
+    parser.add_argument("--calibration", nargs="+", default=["default", "none"], help="texts (default: default none)")
+    parser.add_argument("--effort", default="balanced", help="fast, balanced or best (default: balanced)")
+    options = parser.parse_args(arguments)
+    calibrations = [None if text == "none" else text for text in options.calibration]
+    rows: list[Row] = []
+    try:
+        sentences = split_sentences(load_text(options.text), options.sentences)
+        print(f"{'bits/weight':>11}{'mean':>9}{'least':>9}{'seconds':>9}  calibration")
+        for row in compare(options.model, sentences, options.bits, calibrations, options.effort):
+            rows.append(row)
+            print(
+                f"{row['bits_per_weight']:>11.3f}{row['cosine_mean']:>9.5f}{row['cosine_min']:>9.5f}"
+                f"{row['seconds']:>9.1f}  {row['calibration']}"
+            )
+            if options.json:
+                options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    except (HyperError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
