@@ -20,8 +20,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hf_hyper import codec
-from hf_hyper._triton import rotation, shift_encode, shift_matmul
-from hf_hyper.kernels import cuda
+from hf_hyper._triton import rotation, shift_encode, shift_matmul, winding
+from hf_hyper.config import HyperConfig
+from hf_hyper.kernels import cuda, cuda_winding
 from hf_hyper.scheme import TensorScheme
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -30,6 +31,7 @@ KERNELS = {
     rotation: ("_rotate", "_finish"),
     shift_matmul: ("_product", "_decode"),
     shift_encode: ("_advance", "_trace"),
+    winding: ("_product", "_decode"),
 }
 TYPES = {
     torch.float32: "*fp32",
@@ -66,7 +68,8 @@ class Recorder:
             if isinstance(value, torch.Tensor):
                 signature[name] = TYPES[value.dtype]
             else:
-                signature[name] = "i32" if isinstance(value, int) else "fp32"
+                whole = "i32" if isinstance(value, int) and value < 1 << 31 else "i64"
+                signature[name] = whole if isinstance(value, int) else "fp32"
             if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0 and name not in free):
                 aligned[(place,)] = [["tt.divisibility", 16]]
         source = ASTSource(fn=self.kernel, signature=signature, constexprs=fixed, attrs=aligned)
@@ -79,7 +82,7 @@ class Recorder:
         assert found is not None, usage
         self.report(
             {
-                "kernel": self.kernel.__name__,
+                "kernel": f"{self.kernel.__module__.rpartition('.')[2]}.{self.kernel.__name__}",
                 "registers": int(found[1]),
                 "stack": int(found[2]),
                 "shared": compiled.metadata.shared,
@@ -119,6 +122,12 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "64 tokens", lambda: product(256, 4096, 4, 64, bfloat)
     yield "128 tokens", lambda: product(256, 4096, 4, 128, bfloat)
     yield "decoded panel", lambda: shift_matmul.decoded(torch.zeros(16, 256, 32, dtype=torch.int32), 4, 1)
+    for dtype in (bfloat, torch.float32):
+        pairs = HyperConfig(bits=4, hyperfunction="winding").scheme(256, 4096)
+        tensors = {n: torch.empty(s.shape, dtype=s.dtype) for n, s in codec.tensor_specs(pairs).items()}
+        for tokens in (1, 64, 65):
+            x = torch.zeros(tokens, 4096, dtype=dtype)
+            yield f"winding, {tokens} tokens", lambda x=x, t=tensors, s=pairs: cuda_winding.matmul_winding(x, t, s)
     targets, table = torch.zeros(2, 256, dtype=torch.int32), torch.zeros(65536, dtype=torch.int32)
     for bits in (1, 2, 4, 8):
         yield f"search, {bits} bits", lambda bits=bits: shift_encode.full_search(table, targets, bits, 32)
@@ -131,7 +140,7 @@ def main() -> None:
         for name in names:
             recorder = Recorder(getattr(module, name), lambda row: print(json.dumps({"case": case, **row}), flush=True))
             setattr(module, name, recorder)
-    shift_matmul.multiprocessors = lambda device: 132
+    shift_matmul.multiprocessors = winding.multiprocessors = lambda device: 132
     for case, launch in cases():  # noqa: B007
         launch()
 

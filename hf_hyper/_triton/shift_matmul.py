@@ -109,7 +109,7 @@ def decoded(codes: Tensor, bits: int, multiplier: int) -> Tensor:
     with on_device(codes):
         _decode[(triton.cdiv(down, DOWN), triton.cdiv(across, ACROSS))](
             codes, weight, 16 * across, down, across, BITS=bits, MULTIPLIER=multiplier,
-            EXPLICIT=explicit_byte_sums(), DOWN=DOWN, ACROSS=ACROSS, num_warps=4,
+            EXPLICIT=explicit_byte_sums(), DOWN=DOWN, ACROSS=ACROSS, num_warps=4, num_stages=1,
         )  # fmt: skip
     return weight
 

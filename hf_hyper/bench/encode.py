@@ -1,6 +1,7 @@
 """Encoders: weights per second against error, by rate and effort, and against a KD-tree and HQQ.
 
     python -m hf_hyper.bench.encode [--json OUT] [--bits 2 3 4 6 8] [--shape 512x1024] [--turns 3] [--threads N]
+    python -m hf_hyper.bench.encode --device cuda --shape 4096x4096 [--json OUT] [--bits 4]
 
 One Gaussian matrix is compressed whole, rotations and scales included, by every contender in turns. Error is the mean
 squared error over the variance of the weights; bits per weight count everything that is stored.
@@ -12,6 +13,7 @@ squared error over the variance of the weights; bits per weight count everything
 | `winding KD-tree` | the same points found with scikit-learn's KD-tree, as the released code does; the search alone |
 | `HQQ` | hqq's own quantizer, groups of 64 along the inputs; at 2, 3, 4 and 8 bits, where hqq is installed |
 
+GPUs run `shift best` alone, which is what they search at any effort, and HQQ.
 Speed by processor time stands beside that by wall time, because a busy machine disturbs it less.
 """
 
@@ -32,7 +34,7 @@ import torch
 from torch import Tensor
 
 from hf_hyper import _native, codec, hyperfunctions
-from hf_hyper.bench.harness import PAPER, environment, ratios
+from hf_hyper.bench.harness import PAPER, environment, ratios, stopwatch
 from hf_hyper.config import HyperConfig
 from hf_hyper.encoders import EFFORTS
 from hf_hyper.hyperfunctions.winding import nodes
@@ -55,18 +57,18 @@ def contenders(weight: Tensor, rates: Sequence[int]) -> dict[str, Contender]:
     found: dict[str, Contender] = {}
     for bits in rates:
         scheme = HyperConfig(bits=bits).scheme(rows, columns)
-        for effort in EFFORTS:
+        for effort in EFFORTS[-1:] if weight.is_cuda else EFFORTS:
             encoder = functools.partial(_ours, weight, scheme, effort)
             found[f"shift {effort} {bits}"] = (bits, codec.bits_per_weight(scheme), encoder)
     bits, constants = hyperfunctions.get("winding").resolve(6.5, PAPER)
     scheme = TensorScheme("winding", bits, rows, columns, incoherence=False, options=constants)
-    for effort in EFFORTS[:2]:  # `best` is `balanced`
+    for effort in () if weight.is_cuda else EFFORTS[:2]:  # `best` is `balanced`
         found[f"winding {effort}"] = (
             bits,
             codec.bits_per_weight(scheme),
             functools.partial(_ours, weight, scheme, effort),
         )
-    if importlib.util.find_spec("sklearn"):
+    if importlib.util.find_spec("sklearn") and not weight.is_cuda:
         encoder = functools.partial(_kd_tree, weight, scheme)
         found["winding KD-tree"] = (bits, codec.bits_per_weight(scheme), encoder)
     if importlib.util.find_spec("hqq"):
@@ -92,7 +94,7 @@ def _kd_tree(weight: Tensor, scheme: TensorScheme) -> Callable[[], Tensor]:
 def _hqq(weight: Tensor, bits: int) -> Callable[[], Tensor]:
     quantizer = importlib.import_module("hqq.core.quantize").Quantizer
     codes, meta = quantizer.quantize(
-        weight, nbits=bits, group_size=GROUP, axis=1, device="cpu", compute_dtype=torch.float32
+        weight, nbits=bits, group_size=GROUP, axis=1, device=str(weight.device), compute_dtype=torch.float32
     )
     return lambda: quantizer.dequantize(codes, meta)
 
@@ -107,9 +109,9 @@ def _measure(weight: Tensor, found: dict[str, Contender], turns: int) -> list[Ro
         errors[name] = float((decoded.double() - weight.double()).square().mean()) / variance
     for _ in range(turns):
         for name, (_, _, encode) in found.items():
-            wall, own = time.perf_counter(), time.process_time()
+            stop, own = stopwatch(str(weight.device)), time.process_time()
             encode()
-            seconds[name].append(time.perf_counter() - wall)
+            seconds[name].append(stop())
             processor[name].append(time.process_time() - own)
     baselines = [name for name in found if name == "winding KD-tree" or name.startswith("HQQ")]
     rows: list[Row] = []
@@ -145,12 +147,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bits", nargs="+", type=int, default=[2, 3, 4, 6, 8], help="bits per weight of shift and HQQ")
     parser.add_argument("--shape", default="512x1024", help="rows x columns")
     parser.add_argument("--turns", type=int, default=3, help="interleaved turns")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch and the core")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     rows, columns = (int(side) for side in given.shape.split("x"))
-    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 0.02
-    common = {**environment("scikit-learn", "hqq"), "core": _native.load() is not None}
+    weight = (torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 0.02).to(given.device)
+    common = {**environment("scikit-learn", "hqq", device=given.device), "core": _native.load() is not None}
     if not importlib.util.find_spec("hqq"):
         print("HQQ is left out: hqq is not installed", file=sys.stderr)
     measured = [{**row, **common} for row in _measure(weight, contenders(weight, given.bits), given.turns)]

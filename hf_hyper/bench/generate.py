@@ -1,13 +1,15 @@
-"""Whole models through `generate` on a CPU: tokens per second, time to the first token, peak resident memory.
+"""Whole models through `generate`: tokens per second, time to the first token, peak memory.
 
     python -m hf_hyper.bench.generate --model DIR [--compressed DIR] [--gguf NAME=FILE ...] [--json OUT]
     python -m hf_hyper.bench.generate --shape llama-1b [--bits 4] [--json OUT]
+    python -m hf_hyper.bench.generate --shape llama-8b --device cuda --compile [--bits 4] [--json OUT]
 
 `--model` is an uncompressed folder and `--compressed` the same model compressed. `--shape` needs no files: a model of
-Llama-3.2-1B's shape whose weights and codes are random bits, which take as long as any others. Every contender loads
-and runs in a process of its own, so that its peak resident memory is its own; processes take turns, and ratios are
-taken turn by turn. A step decodes one token at batch 1 after a prompt of 32; greedy, of a fixed length, with
-transformers' default cache.
+the shape of Llama-3.2-1B or Llama-3.1-8B whose weights and codes are random bits, which take as long as any others.
+Every contender loads and runs in a process of its own, so that its peak memory is its own (on a GPU that of torch's
+allocator there); processes take turns, and ratios are taken turn by turn. A step decodes one token at batch 1 after a
+prompt of 32; greedy, of a fixed length, with transformers' default cache, or with `--compile` its static cache and a
+compiled forward pass.
 
 | contender | what it is |
 |---|---|
@@ -59,9 +61,19 @@ SHAPES = {
         "vocab_size": 128256,
         "rope_theta": 500000.0,
         "tie_word_embeddings": True,
-    }
+    },
+    "llama-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+    },
 }
-"""Architectures for random weights; `llama-1b` is Llama-3.2-1B's config.json."""
+"""Architectures for random weights, from the config.json of Llama-3.2-1B and Llama-3.1-8B."""
 
 _LLAMA_WORKER = Path(__file__).with_name("llama_cpp_worker.py")
 _UNCOMPRESSED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -72,13 +84,16 @@ _OURS = (*_ACCURACIES, *_WITH_HEAD)
 Row = dict[str, Any]
 
 
-def random_model(shape: str, dtype: torch.dtype, bits: float | None, *, compress_head: bool = False) -> PreTrainedModel:
+def random_model(
+    shape: str, dtype: torch.dtype, bits: float | None, device: str = "cpu", *, compress_head: bool = False
+) -> PreTrainedModel:
     """Model of an architecture in `SHAPES` with random weights.
 
     Args:
         shape: Key of `SHAPES`.
         dtype: Of everything that is not compressed.
         bits: Bits per weight of random codes; None leaves the model uncompressed.
+        device: Where it is made.
         compress_head: Untie the output head from the embedding, which stays as it is, and compress the head as well.
     """
     config = LlamaConfig(**SHAPES[shape])
@@ -96,28 +111,32 @@ def random_model(shape: str, dtype: torch.dtype, bits: float | None, *, compress
 
             replace(model, choose, dtype=dtype, placeholder=False)
     rotary = type(model.model.rotary_emb)
-    model.to_empty(device="cpu")
-    model.model.rotary_emb = rotary(config)  # its buffers are computed, not stored
+    model.to_empty(device=device)
+    model.model.rotary_emb = rotary(config).to(device)  # its buffers are computed, not stored
     model.tie_weights()
     for parameter in model.parameters():
         if parameter.is_floating_point():
             nn.init.uniform_(parameter, -0.02, 0.02)
     for _, layer in hyper_modules(model):
         for name, stored in layer_specs(layer.scheme, layer.layout).items():
-            codes = torch.randint(-(2**31), 2**31 - 1, stored.shape, dtype=torch.int32)
-            layer.store({name: codes if name == "codes" else torch.full(stored.shape, 0.02, dtype=stored.dtype)})
+            codes = torch.randint(-(2**31), 2**31 - 1, stored.shape, dtype=torch.int32, device=device)
+            ones = torch.full(stored.shape, 0.02, dtype=stored.dtype, device=device)
+            layer.store({name: codes if name == "codes" else ones})
     return model.eval()
 
 
-def measure(model: PreTrainedModel, tokens: int, repeats: int) -> dict[str, Any]:
+def measure(model: PreTrainedModel, tokens: int, repeats: int, *, compiled: bool = False) -> dict[str, Any]:
     """Seconds of a step and of the first token, one entry a repeat.
 
     Args:
         model: A causal language model.
         tokens: Steps after the first token.
         repeats: Repeats, after one that is not counted.
+        compiled: Static cache; transformers then compiles the forward pass, on GPUs into CUDA graphs.
     """
+    options = {"cache_implementation": "static"} if compiled else {}
     prompt = torch.randint(0, model.config.vocab_size, (1, PROMPT), generator=torch.Generator().manual_seed(0))
+    prompt = prompt.to(model.device)
     mask = torch.ones_like(prompt)
 
     def seconds(count: int) -> float:
@@ -130,10 +149,14 @@ def measure(model: PreTrainedModel, tokens: int, repeats: int) -> dict[str, Any]
                 min_new_tokens=count,
                 do_sample=False,
                 pad_token_id=0,
+                **options,
             )
+        if prompt.is_cuda:
+            torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    seconds(2)
+    for count in (1, 1 + tokens) if compiled else (2,):  # every length of a static cache is compiled
+        seconds(count)
     first, step = [], []
     for _ in range(repeats):
         first.append(seconds(1))
@@ -154,18 +177,26 @@ def _load(given: argparse.Namespace, contender: str) -> PreTrainedModel:
     dtype = _UNCOMPRESSED.get(contender, torch.bfloat16)
     if given.shape:
         bits = None if contender in _UNCOMPRESSED else given.bits
-        return random_model(given.shape, dtype, bits, compress_head=contender in _WITH_HEAD)
+        return random_model(given.shape, dtype, bits, given.device, compress_head=contender in _WITH_HEAD)
     folder = given.model if contender in _UNCOMPRESSED else given.compressed
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(given.device)
 
 
 def _work(given: argparse.Namespace) -> None:
     """Measure one contender in this process and print the result as one line of JSON."""
     torch.manual_seed(0)
     torch.set_num_threads(given.threads)
-    found = measure(_load(given, given.worker), given.tokens, given.repeats)
-    unit = 1 if sys.platform == "darwin" else 1024
-    print(json.dumps({**found, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}))
+    found = measure(_load(given, given.worker), given.tokens, given.repeats, compiled=given.compile)
+    if _on_gpu(given):
+        peak = torch.cuda.max_memory_allocated(given.device)
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(json.dumps({**found, "peak_bytes": peak}))
+
+
+def _on_gpu(given: argparse.Namespace) -> bool:
+    return torch.device(given.device).type == "cuda"
 
 
 def _run(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
@@ -177,14 +208,19 @@ def _run(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
 
 
 def _commands(given: argparse.Namespace) -> dict[str, tuple[list[str], dict[str, str]]]:
-    common = [f"--{name}={getattr(given, name)}" for name in ("tokens", "repeats", "threads")]
+    common = [f"--{name}={getattr(given, name)}" for name in ("tokens", "repeats", "threads", "device")]
+    if given.compile:
+        common.append("--compile")
     source = [f"--shape={given.shape}", f"--bits={given.bits}"] if given.shape else [f"--model={given.model}"]
     if given.compressed:
         source.append(f"--compressed={given.compressed}")
     own = [sys.executable, "-m", "hf_hyper.bench.generate", *common, *source]
     ours = _OURS if given.shape else _ACCURACIES if given.compressed else ()
+    if _on_gpu(given):
+        ours = tuple(name for name in ours if name.startswith(_ACCURACIES[0]))  # the other is for CPUs
     commands = {name: ([*own, f"--worker={name}"], {"HF_HYPER_ACTIVATIONS": name.split()[0]}) for name in ours}
-    commands |= {name: ([*own, f"--worker={name}"], {}) for name in _UNCOMPRESSED}
+    uncompressed = [name for name in _UNCOMPRESSED if name == "bfloat16" or not _on_gpu(given)]
+    commands |= {name: ([*own, f"--worker={name}"], {}) for name in uncompressed}
     for named in given.gguf:
         name, _, file = named.partition("=")
         arguments = [file, given.tokens, given.repeats, given.threads, PROMPT]
@@ -200,9 +236,10 @@ def compare(given: argparse.Namespace) -> list[Row]:
         for name, (command, variables) in commands.items():
             turns[name].append(_run(command, variables))
             print(f"turn {turn + 1}: {name} {_summary(turns[name][-1])}", file=sys.stderr, flush=True)
-    bandwidth = read_bandwidth(given.threads)
+    bandwidth = read_bandwidth(given.threads, device=given.device)
     rows: list[Row] = []
-    facts = {"threads": given.threads, "read_bandwidth": bandwidth, **environment("transformers")}
+    facts = {"threads": given.threads, "read_bandwidth": bandwidth, **environment("transformers", device=given.device)}
+    facts["compiled"] = given.compile
     label = given.shape or Path(given.model).name
     bits = _bits(given)
     if not given.gguf:
@@ -258,6 +295,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3, help="repeats in a process")
     parser.add_argument("--turns", type=int, default=3, help="processes of every contender")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of every contender")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--compile", action="store_true", help="static cache and a compiled forward pass")
     parser.add_argument("--json", type=Path, help="write all rows to this file")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)

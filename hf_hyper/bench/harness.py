@@ -1,8 +1,8 @@
-"""What benchmarks of kernels share: interleaved timing, read bandwidth, and the facts that every row carries.
+"""What benchmarks of kernels share: interleaved timing, read bandwidth, random codes, and the facts of every row.
 
 Two candidates are timed in turns, so that a busy machine slows both, and compared by the ratios of the turns. Weights
 rotate over copies that together exceed the last-level cache, as the layers of a model do: a weight that stays in the
-cache between calls would flatter whichever kernel reads more bytes.
+cache between calls would flatter whichever kernel reads more bytes. GPUs are timed by their own events.
 """
 
 from __future__ import annotations
@@ -20,10 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from hf_hyper import _native
+from hf_hyper import _native, codec
+from hf_hyper.scheme import TensorScheme
 
-__all__ = ["CACHE_BYTES", "PAPER", "Timing", "compare", "environment", "ratios", "read_bandwidth"]
+__all__ = [
+    "CACHE_BYTES",
+    "PAPER",
+    "Timing",
+    "compare",
+    "environment",
+    "random_tensors",
+    "ratios",
+    "read_bandwidth",
+    "stopwatch",
+]
 
 CACHE_BYTES = 64 << 20
 """Bytes that copies of a weight fill at least: twice the 32 MiB last-level cache of the machine of record."""
@@ -35,13 +47,32 @@ Timing = dict[str, list[float]]
 """Seconds per call by candidate, one entry a turn."""
 
 
-def compare(candidates: Mapping[str, Callable[[int], object]], turns: int, seconds: float = 0.02) -> Timing:
+def stopwatch(device: str = "cpu") -> Callable[[], float]:
+    """Start a clock; the function returned gives the seconds since, on a GPU those of its work."""
+    if torch.device(device).type != "cuda":
+        started = time.perf_counter()
+        return lambda: time.perf_counter() - started
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+
+    def stop() -> float:
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    return stop
+
+
+def compare(
+    candidates: Mapping[str, Callable[[int], object]], turns: int, seconds: float = 0.02, device: str = "cpu"
+) -> Timing:
     """Time candidates in turns.
 
     Args:
         candidates: Functions of the number of the call, which chooses the copy of the weight.
         turns: Turns of every candidate.
         seconds: Length of a turn at least; at least one call.
+        device: Where the candidates run.
 
     Returns:
         Seconds per call by candidate, `turns` entries each.
@@ -49,18 +80,18 @@ def compare(candidates: Mapping[str, Callable[[int], object]], turns: int, secon
     calls: dict[str, int] = {}
     for name, candidate in candidates.items():
         candidate(0)
-        start = time.perf_counter()
+        stop = stopwatch(device)
         candidate(1)
-        calls[name] = max(1, int(seconds / max(time.perf_counter() - start, 1e-6)))
+        calls[name] = max(1, int(seconds / max(stop(), 1e-6)))
     result: Timing = {name: [] for name in candidates}
     number = 2
     for _ in range(turns):
         for name, candidate in candidates.items():
-            start = time.perf_counter()
+            stop = stopwatch(device)
             for _ in range(calls[name]):
                 candidate(number)
                 number += 1
-            result[name].append((time.perf_counter() - start) / calls[name])
+            result[name].append(stop() / calls[name])
     return result
 
 
@@ -70,24 +101,33 @@ def ratios(baseline: list[float], own: list[float]) -> dict[str, float]:
     return {"ratio_median": statistics.median(by_turn), "ratio_min": min(by_turn), "ratio_max": max(by_turn)}
 
 
-def read_bandwidth(threads: int, size: int = 256 << 20, turns: int = 7) -> float:
-    """Bytes per second that `threads` threads read from memory, best of some turns: a sum over float32 numbers.
+def read_bandwidth(threads: int, size: int = 256 << 20, turns: int = 7, device: str = "cpu") -> float:
+    """Bytes per second that `threads` threads or a GPU read from memory, best of some turns: a sum of float32 numbers.
 
     Args:
         threads: Threads of torch.
         size: Bytes read in a turn; far beyond the cache.
         turns: Turns.
+        device: Whose memory.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    numbers = torch.ones(size // 4)
+    numbers = torch.ones(size // 4, device=device)
     best = float("inf")
     for _ in range(turns):
-        start = time.perf_counter()
+        stop = stopwatch(device)
         numbers.sum()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, stop())
     torch.set_num_threads(before)
     return size / best
+
+
+def random_tensors(scheme: TensorScheme, device: str = "cpu") -> dict[str, Tensor]:
+    """Stored tensors of `shift` with random codes, every one of which is valid, and scales of one."""
+    specs = codec.tensor_specs(scheme)
+    codes = torch.randint(-(2**31), 2**31, specs["codes"].shape, dtype=torch.int64, device=device).to(torch.int32)
+    ones = {n: torch.ones(s.shape, dtype=s.dtype, device=device) for n, s in specs.items() if n != "codes"}
+    return {"codes": codes, **ones}
 
 
 def environment(*packages: str, device: str = "cpu") -> dict[str, Any]:
@@ -101,7 +141,7 @@ def environment(*packages: str, device: str = "cpu") -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if on_cuda else _processor(),
         "isa": None if on_cuda or _native.load() is None else _native.isa(),
-        "versions": _versions(("torch", *packages)),
+        "versions": {**_versions(("torch", *packages, *(["triton"] if on_cuda else []))), **_toolkit(on_cuda)},
         "commit": _commit(),
         "load": _load(),
     }
@@ -135,6 +175,12 @@ def _commit() -> str | None:
     except OSError:
         return None
     return finished.stdout.strip() or None if finished.returncode == 0 else None
+
+
+def _toolkit(on_cuda: bool) -> dict[str, str]:
+    """CUDA or ROCm that torch was built with."""
+    built = {"cuda": torch.version.cuda, "rocm": torch.version.hip} if on_cuda else {}
+    return {name: version for name, version in built.items() if version is not None}
 
 
 def _load() -> float | None:

@@ -1,17 +1,17 @@
-"""Speed of products of activations with compressed weights on a CPU, against `F.linear` on uncompressed weights.
+"""Speed of products of activations with compressed weights, against `F.linear` on uncompressed weights.
 
     python -m hf_hyper.bench.matmul [--json OUT] [--shapes 4096x4096 ...] [--bits 2 3 4 8] [--m 1 4 16 64 512]
+    python -m hf_hyper.bench.matmul --device cuda [--json OUT] ...
 
 Shapes are the linear layers of SmolLM2-135M, Llama-3.2-1B and Llama-3.1-8B. Codes are random bits: any bit string is
 a valid code and takes the same time. `shift` comes at each of the rates, `winding` at the paper's setting, 13 bits a
 pair. Every case is checked against the reference before it is timed; a wrong result ends the run. Rows give seconds per
 call, the baseline's time over ours (median, minimum and maximum over interleaved turns), the bytes of stored tensors
 read per second and their share of measured read bandwidth. Kernels are the path that the operator takes, with
-activations in bfloat16, `exact` or `int8`; rotations are included.
+activations in bfloat16, `exact` or `int8`; rotations are included. GPUs run `matmul_gpu.py`, `shift` only.
 
-Baselines of 4 bits in groups of 64, whatever the bits of the row: torch's own int4 kernel, and, where they are
-installed, bitsandbytes' nf4 and HQQ. torchao has no int4 weight-only layout that multiplies on an x86 CPU (0.18); the
-kernel that its earlier CPU layout called is torch's.
+Baselines of 4 bits in groups of 64, whatever the bits of the row: torch's own int4 kernel (CPU), and, where they are
+installed, bitsandbytes' nf4 and HQQ. torchao has no int4 weight-only layout that multiplies on an x86 CPU (0.18).
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from hf_hyper import _native, codec, hyperfunctions
-from hf_hyper.bench.harness import CACHE_BYTES, PAPER, compare, environment, ratios, read_bandwidth
+from hf_hyper.bench import matmul_gpu
+from hf_hyper.bench.harness import CACHE_BYTES, PAPER, compare, environment, random_tensors, ratios, read_bandwidth
 from hf_hyper.errors import HyperError, KernelUnavailable
 from hf_hyper.kernels import cpu, cpu_winding, reference
 from hf_hyper.pipeline.report import write_json
@@ -73,11 +74,11 @@ def case(scheme: TensorScheme, tokens: Sequence[int], turns: int, bandwidth: flo
         HyperError: A result is wrong.
     """
     rows, columns = scheme.out_features, scheme.in_features
-    stored = [_random_tensors(scheme) for _ in range(_copies(codec.bits_per_weight(scheme) / 8, scheme))]
+    stored = [random_tensors(scheme) for _ in range(_copies(codec.bits_per_weight(scheme) / 8, scheme))]
     bfloat16 = [torch.randn(rows, columns).bfloat16() for _ in range(_copies(2, scheme))]
     float32 = [torch.randn(rows, columns) for _ in range(_copies(4, scheme))]
     size = codec.bits_per_weight(scheme) / 8 * scheme.num_weights
-    rivals = _rivals(rows, columns)
+    rivals = _rivals(rows, columns, "cpu")
     multiply = cpu.matmul_shift if scheme.hyperfunction == "shift" else cpu_winding.matmul_winding
     for count in tokens:
         x = torch.randn(count, columns).bfloat16()
@@ -125,47 +126,49 @@ def case(scheme: TensorScheme, tokens: Sequence[int], turns: int, bandwidth: flo
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; see the module."""
-    parser = argparse.ArgumentParser(prog="python -m hf_hyper.bench.matmul", description="Speed of CPU products.")
+    parser = argparse.ArgumentParser(prog="python -m hf_hyper.bench.matmul", description="Speed of products.")
     parser.add_argument("--json", type=Path, help="write all rows to this file")
     parser.add_argument("--shapes", nargs="+", type=_shape, help="rows x columns, such as 4096x4096; default: all")
     parser.add_argument("--bits", nargs="+", type=int, default=[2, 3, 4, 8], help="bits per weight of shift")
     parser.add_argument("--m", nargs="+", type=int, default=[1, 4, 16, 64, 512], help="numbers of tokens")
     parser.add_argument("--turns", type=int, default=7, help="interleaved turns")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch and the core")
     given = parser.parse_args(arguments)
-    if _native.load() is None:
+    on_gpu = torch.device(given.device).type == "cuda"
+    if not on_gpu and _native.load() is None:
         raise KernelUnavailable(f"bench.matmul times the compiled core: {_native.unavailable_reason()}")
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
     torch.set_num_threads(given.threads)
-    bandwidth = read_bandwidth(given.threads)
-    print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s, {given.threads} threads, {environment()['device']}")
+    bandwidth = read_bandwidth(given.threads, device=given.device)
+    machine = environment(device=given.device)["device"]
+    print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s, {given.threads} threads, {machine}")
     rows: list[Row] = []
     for height, width in given.shapes or [shape for shapes in SHAPES.values() for shape in shapes]:
         for scheme in schemes(height, width, given.bits):
-            for row in case(scheme, given.m, given.turns, bandwidth):
-                rows.append({**row, "read_bandwidth": bandwidth, **environment("bitsandbytes", "hqq")})
+            if not on_gpu:
+                found = case(scheme, given.m, given.turns, bandwidth)
+            elif scheme.hyperfunction == "shift":
+                rivals, bits = _rivals(height, width, given.device), int(scheme.bits)
+                found = matmul_gpu.case(height, width, bits, given.m, given.turns, bandwidth, rivals, given.device)
+            else:
+                continue
+            for row in found:
+                facts = environment("bitsandbytes", "hqq", device=given.device)
+                rows.append({**row, "read_bandwidth": bandwidth, **facts})
                 print(_line(row), flush=True)
     if given.json:
         write_json(given.json, rows)
     return 0
 
 
-def _random_tensors(scheme: TensorScheme) -> dict[str, Tensor]:
-    return {
-        name: torch.randint(-(2**31), 2**31, spec.shape, dtype=torch.int64).to(torch.int32)
-        if name == "codes"
-        else torch.rand(spec.shape).add(0.5).to(spec.dtype)
-        for name, spec in codec.tensor_specs(scheme).items()
-    }
-
-
-def _rivals(rows: int, columns: int) -> dict[str, Callable[[int, Tensor], Tensor]]:
+def _rivals(rows: int, columns: int, device: str) -> dict[str, Callable[[int, Tensor], Tensor]]:
     """Products of other packages that are installed: functions of the number of the call and bfloat16 activations."""
     found: dict[str, Callable[[int, Tensor], Tensor]] = {}
     weight = torch.randn(rows, columns).bfloat16() / columns**0.5
     copies = range(max(2, int(CACHE_BYTES / (0.5625 * rows * columns)) + 1))
-    if columns % 64 == 0 and rows % 16 == 0:
+    if device == "cpu" and columns % 64 == 0 and rows % 16 == 0:
         nibbles = torch.randint(0, 16, (rows, columns), dtype=torch.int32)
         packed = [torch.ops.aten._convert_weight_to_int4pack_for_cpu(nibbles, 2).clone() for _ in copies]
         scales_and_zeros = torch.full((columns // 64, rows, 2), 0.01, dtype=torch.bfloat16)
@@ -182,14 +185,14 @@ def _rivals(rows: int, columns: int) -> dict[str, Callable[[int, Tensor], Tensor
             layer.weight = bitsandbytes.nn.Params4bit(
                 weight, requires_grad=False, quant_type="nf4", compress_statistics=False, module=layer
             )
-            nf4.append(layer.to("cpu"))
+            nf4.append(layer.to(device))
         found["bitsandbytes nf4"] = lambda number, x: nf4[number % len(nf4)](x)
     if importlib.util.find_spec("hqq") and columns % 64 == 0:
         quantize = importlib.import_module("hqq.core.quantize")
         plain = torch.nn.Linear(columns, rows, bias=False, dtype=torch.bfloat16)
         plain.weight.data.copy_(weight)
         dial = quantize.BaseQuantizeConfig(nbits=4, group_size=64, axis=1)
-        hqq = quantize.HQQLinear(plain, dial, compute_dtype=torch.bfloat16, device="cpu", del_orig=False)
+        hqq = quantize.HQQLinear(plain, dial, compute_dtype=torch.bfloat16, device=device, del_orig=False)
         found["HQQ 4 bits"] = lambda number, x: hqq(x)
     return found
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_hyper import _native, _triton
 from hf_hyper.hyperfunctions.winding import code_width, dimension, group_size
-from hf_hyper.kernels import cpu, cpu_winding, cuda, reference
+from hf_hyper.kernels import cpu, cpu_winding, cuda, cuda_winding, reference
 from hf_hyper.scheme import TensorScheme
 
 __all__ = ["explain", "select"]
@@ -55,6 +55,8 @@ TABLE = (
     Row("matmul", "cpu", "winding", "cpu.matmul_winding", cpu_winding.matmul_winding, _needs_core_and_pairs),
     Row("decode", "cuda", "shift", "cuda.decode_shift", cuda.decode_shift, cuda.obstacle),
     Row("matmul", "cuda", "shift", "cuda.matmul_shift", cuda.matmul_shift, cuda.obstacle),
+    Row("decode", "cuda", "winding", "cuda.decode_winding", cuda_winding.decode_winding, cuda_winding.obstacle),
+    Row("matmul", "cuda", "winding", "cuda.matmul_winding", cuda_winding.matmul_winding, cuda_winding.obstacle),
 )
 
 _SAY_IF_ABSENT = {"cpu": _native.say_if_absent, "cuda": _triton.say_if_absent}
@@ -90,9 +92,9 @@ def explain(scheme: TensorScheme, device: torch.device | str = "cpu") -> str:
         device: Where its tensors lie.
 
     Example:
-        >>> print(explain(TensorScheme("winding", 6.5, 64, 64, incoherence=False), "cuda"))
-        decode on cuda: reference.decode
-        matmul on cuda: reference.matmul
+        >>> print(explain(TensorScheme("winding", 6.5, 64, 64, incoherence=False), "mps"))
+        decode on mps: reference.decode
+        matmul on mps: reference.matmul
     """
     kind = torch.device(device).type
     lines = []

@@ -6,9 +6,9 @@ without a vocabulary (encoders) are judged by their last hidden states, and the 
 
 For one token with the input x and the gradient g at a layer's output, the damage of an error E is (g^T E x)². Its mean
 is taken for tr(O E I E^T) with O = E[g g^T] and I = E[|g|² x x^T] (arXiv 2505.22988, sketch A): inputs count by how
-much the loss feels what becomes of them. That is true of small errors only, and the tails of |g| are heavy: in the first
-layers of SmolLM2 one token in a hundred holds a third of the sum of |g|², while its own loss cannot grow without end.
-So each token is divided by |g|: O = E[g g^T / |g|], I = E[|g| x x^T].
+much the loss feels what becomes of them. That is true of small errors only, and the tails of |g| are heavy: in the
+first layers of SmolLM2 one token in a hundred holds a third of the sum of |g|², while its own loss cannot grow without
+end. So each token is divided by |g|: O = E[g g^T / |g|], I = E[|g| x x^T].
 
 Hidden states between layers live in one file in a scratch folder; layers are revisited from the last to the first, each
 run again with gradients. At no time do activations of more than one batch of one layer exist.

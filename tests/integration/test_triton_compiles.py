@@ -13,8 +13,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 SHARED_MEMORY = 227 << 10
 """Bytes a program may have on compute capability 9.0."""
 
-MAX_STACK = 256
-"""Bytes of stack of a thread: more means that a kernel lives on spilled registers."""
+MAX_STACK = {"search, 1 bits": 640}
+"""Bytes of spilled registers of a thread, 128 where none are given: at 1 bit a program keeps 32768 costs."""
 
 
 @pytest.mark.slow
@@ -26,11 +26,20 @@ def test_kernels_compile_for_hopper(tmp_path: Path) -> None:
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
     rows = [json.loads(line) for line in finished.stdout.splitlines()]
-    assert {row["kernel"] for row in rows} == {"_rotate", "_product", "_finish", "_decode", "_advance", "_trace"}
+    assert {row["kernel"] for row in rows} == {
+        "rotation._rotate",
+        "rotation._finish",
+        "shift_matmul._product",
+        "shift_matmul._decode",
+        "shift_encode._advance",
+        "shift_encode._trace",
+        "winding._product",
+        "winding._decode",
+    }
     for row in rows:
         assert row["shared"] <= SHARED_MEMORY, row
-        assert row["stack"] <= MAX_STACK, row
-    fused = {row["case"]: row for row in rows if row["kernel"] == "_product"}
+        assert row["stack"] <= MAX_STACK.get(row["case"], 128), row
+    fused = {row["case"]: row for row in rows if row["kernel"] == "shift_matmul._product"}
     # A step of a thread is 32 weights; memory of an H100 delivers a 4-bit weight in the time of 5.6 instructions.
     assert fused["4 bits"]["loop"] / 32 < 8
     assert fused["4 bits"]["stack"] == 0
