@@ -18,7 +18,7 @@
 namespace hyper {
 namespace {
 
-constexpr int kPrefetchWords = 1024;  // ahead of a group; a tenth of the time where codes come from memory
+constexpr int kPrefetchWords = 1024;  // ahead of a group
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
