@@ -1,9 +1,12 @@
-"""Assertions shared by several test files."""
+"""Assertions and schemes shared by several test files."""
 
 import torch
 from torch import Tensor
 
-__all__ = ["assert_as_accurate_as", "relative_error"]
+from hf_hyper import hyperfunctions
+from hf_hyper.scheme import TensorScheme
+
+__all__ = ["assert_as_accurate_as", "relative_error", "winding_scheme"]
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:
@@ -28,3 +31,9 @@ def assert_as_accurate_as(exact: Tensor, same_dtype: Tensor, got: Tensor, *, ato
     allowed = 2 * float((same_dtype.double() - exact.double()).abs().max()) + atol * scale
     assert error <= allowed, f"largest error {error:.3g}, allowed {allowed:.3g} (values up to {scale:.3g})"
     assert torch.isfinite(got).all()
+
+
+def winding_scheme(out_features: int = 16, in_features: int = 16, bits: float = 4, **options: object) -> TensorScheme:
+    """`winding` without incoherence, with the options of `HyperConfig(winding=...)`."""
+    rate, constants = hyperfunctions.get("winding").resolve(bits, options)
+    return TensorScheme("winding", rate, out_features, in_features, incoherence=False, options=constants)

@@ -116,25 +116,7 @@ def shift_matmul(
         ConfigError: A tensor has another dtype or lies on another device.
         KernelUnavailable: There is no compiled core.
     """
-    library = require()
-    codes = _codes(plan, codes)
-    scale, out_scale = _scales(plan, scale, out_scale)
-    x = activations(x, plan.in_features)
-    y = x.new_empty(x.shape[0], plan.out_features)
-    result = library.hyper_shift_matmul(
-        plan.address,
-        codes.data_ptr(),
-        scale.data_ptr(),
-        out_scale.data_ptr(),
-        x.data_ptr(),
-        DTYPES[x.dtype],
-        x.shape[0],
-        int8,
-        thread_count(threads),
-        y.data_ptr(),
-    )
-    check(result, "shift_matmul")
-    return y
+    return _multiply("shift_matmul", plan, (codes, scale, out_scale, x), threads, int8)
 
 
 def shift_matmul_dense(
@@ -161,23 +143,23 @@ def shift_matmul_dense(
         HyperError: `dense_tokens()` is 0.
         KernelUnavailable: There is no compiled core.
     """
-    library = require()
-    codes = _codes(plan, codes)
-    scale, out_scale = _scales(plan, scale, out_scale)
-    x = activations(x, plan.in_features)
+    return _multiply("shift_matmul_dense", plan, (codes, scale, out_scale, x), threads)
+
+
+def _multiply(
+    name: str, plan: ShiftPlan, tensors: tuple[Tensor, Tensor, Tensor, Tensor], threads: int | None, *options: bool
+) -> Tensor:
+    """Check codes, scales and activations, and call `hyper_{name}` on them."""
+    function = getattr(require(), f"hyper_{name}")
+    codes = _codes(plan, tensors[0])
+    scale, out_scale = _scales(plan, tensors[1], tensors[2])
+    x = activations(tensors[3], plan.in_features)
     y = x.new_empty(x.shape[0], plan.out_features)
-    result = library.hyper_shift_matmul_dense(
-        plan.address,
-        codes.data_ptr(),
-        scale.data_ptr(),
-        out_scale.data_ptr(),
-        x.data_ptr(),
-        DTYPES[x.dtype],
-        x.shape[0],
-        thread_count(threads),
-        y.data_ptr(),
+    addresses = [tensor.data_ptr() for tensor in (codes, scale, out_scale, x)]
+    result = function(
+        plan.address, *addresses, DTYPES[x.dtype], x.shape[0], *options, thread_count(threads), y.data_ptr()
     )
-    check(result, "shift_matmul_dense")
+    check(result, name)
     return y
 
 

@@ -10,7 +10,6 @@ Sentences are cut out of the text at full stops and spread evenly over it. The t
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import time
@@ -27,12 +26,11 @@ from hf_hyper.bench.harness import environment
 from hf_hyper.errors import ConfigError, HyperError
 from hf_hyper.eval import load_text
 from hf_hyper.nn.replace import hyper_modules
+from hf_hyper.pipeline.report import write_json
 
 __all__ = ["compare", "embed", "main", "split_sentences"]
 
 Row = dict[str, Any]
-
-_BATCH = 50
 
 
 def split_sentences(text: str, count: int) -> list[str]:
@@ -54,16 +52,12 @@ def split_sentences(text: str, count: int) -> list[str]:
 
 @torch.no_grad()
 def embed(model: torch.nn.Module, tokenizer: Any, sentences: Sequence[str]) -> Tensor:
-    """Mean of the last hidden states of every sentence, `[sentences, hidden]` float32."""
+    """Mean of the last hidden states of every sentence, at most 256 tokens of it: `[sentences, hidden]` float32."""
     rows = []
-    for start in range(0, len(sentences), _BATCH):
-        batch = tokenizer(
-            list(sentences[start : start + _BATCH]), padding=True, truncation=True, max_length=256, return_tensors="pt"
-        )
-        states = model(**batch).last_hidden_state.float()
-        mask = batch["attention_mask"].unsqueeze(-1).float()
-        rows.append((states * mask).sum(1) / mask.sum(1))
-    return torch.cat(rows)
+    for sentence in sentences:
+        tokens = tokenizer(sentence, truncation=True, max_length=256, return_tensors="pt")
+        rows.append(model(**tokens).last_hidden_state[0].float().mean(0))
+    return torch.stack(rows)
 
 
 def compare(
@@ -81,6 +75,9 @@ def compare(
     Yields:
         A row for every rate and calibration: `bits`, `bits_per_weight`, `calibration`, `cosine_mean`, `cosine_min`,
         `seconds` to compress, `sentences`, `model` and the environment.
+
+    Raises:
+        ConfigError: The model cannot be compressed or calibrated as asked.
     """
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     wanted = embed(AutoModel.from_pretrained(model_path, dtype=torch.float32).eval(), tokenizer, sentences)
@@ -133,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{row['seconds']:>9.1f}  {row['calibration']}"
             )
             if options.json:
-                options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+                write_json(options.json, rows)
     except (HyperError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

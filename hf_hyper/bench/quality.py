@@ -26,7 +26,6 @@ import argparse
 import copy
 import hashlib
 import importlib.util
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +41,7 @@ from hf_hyper.bench.harness import environment
 from hf_hyper.errors import ConfigError, HyperError
 from hf_hyper.eval import evaluate_model, load_text, windows
 from hf_hyper.nn import HyperLinear
+from hf_hyper.pipeline.report import write_json
 
 __all__ = ["compare", "decoder_linears", "main", "round_to_nearest"]
 
@@ -267,7 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
         ):
             rows.append(row)
             if options.json:
-                options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+                write_json(options.json, rows)
         if options.plot:
             draw(rows, options.plot)
     except (HyperError, ImportError, OSError) as error:

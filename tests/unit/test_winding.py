@@ -1,24 +1,20 @@
-"""`winding`: directions, format, exact nearest search, encoder."""
+"""`winding`: rates and options, encoder, loss bound."""
 
-import math
-import subprocess
-import sys
 from pathlib import Path
 
-import mpmath
 import numpy as np
 import pytest
 import torch
+from helpers import winding_scheme
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from hf_hyper import HyperConfig, _native, codec, hyperfunctions
 from hf_hyper.encoders import EFFORTS, encode
-from hf_hyper.encoders.halving import nearest_brute_force, nearest_by_halving
-from hf_hyper.encoders.nearest import assign, nearest, shells
+from hf_hyper.encoders.halving import nearest_brute_force
+from hf_hyper.encoders.nearest import assign, shells
 from hf_hyper.errors import ConfigError
-from hf_hyper.hyperfunctions.directions import direction, dispersion_bound
 from hf_hyper.hyperfunctions.winding import DIRECTIONS, WindingOptions, code_width, nodes
 from hf_hyper.nn import HyperLayer
 from hf_hyper.packing import unpack
@@ -27,11 +23,6 @@ from hf_hyper.scheme import TensorScheme
 
 CPU = torch.device("cpu")
 PAPER = {"num_points": 1600, "num_shells": 3, "box_side": 0.1, "direction": "lattice"}
-
-
-def scheme(out_features: int = 16, in_features: int = 16, bits: float = 4, **options: object) -> TensorScheme:
-    rate, constants = hyperfunctions.get("winding").resolve(bits, options)
-    return TensorScheme("winding", rate, out_features, in_features, incoherence=False, options=constants)
 
 
 def decode(tensors: dict[str, Tensor], of: TensorScheme) -> Tensor:
@@ -48,56 +39,11 @@ def trained(stories: Path) -> Tensor:
     return load_file(stories / "model.safetensors")["model.layers.2.mlp.gate_proj.weight"].float()
 
 
-# Directions and nodes
-
-
-def test_plastic_direction_is_the_plastic_number_to_32_bits():
-    with mpmath.workdps(40):
-        plastic = mpmath.findroot(lambda x: x**3 - x - 1, 1.32)
-        wanted = tuple(int(mpmath.floor(2**32 / plastic**power)) for power in (1, 2))
-    assert direction("plastic", 1600) == wanted
-
-
-def test_lattice_direction_is_the_released_one():
-    assert direction("lattice", 1600) == (2**32 // 1600, -(-(2**32) // 40))
-    theta = np.arange(1600)
-    released = np.stack([theta / 1600, theta / 40 % 1], 1) - 0.5
-    of = scheme(num_points=1600, direction="lattice")
-    np.testing.assert_allclose(nodes(of, CPU)[1:].numpy(), released, atol=1e-6)  # 1600 steps of at most 2^-32
-
-
-@pytest.mark.parametrize("num_points", [1, 2, 3, 63, 255, 1600, 2047, 16383])
-def test_hexagonal_slope_is_the_half_integer_closest_to_an_equilateral_cell(num_points: int):
-    turn = direction("hexagonal", num_points)[1]
-    ideal = math.sqrt(num_points * math.sqrt(0.75))
-    slope = 2**32 / (turn or 2**33)
-    assert abs(slope - ideal) <= 0.5 + 1e-6
-    assert slope % 1 == pytest.approx(0.5, abs=1e-5)
-
-
-def test_hexagonal_nodes_have_six_neighbours_at_about_one_distance():
-    orbit = nodes(scheme(num_points=1600, direction="hexagonal"), CPU)[1:]
-    inner = orbit[orbit.abs().amax(1) < 0.4]
-    distance = torch.cdist(inner.double(), orbit.double()).topk(8, largest=False).values[:, 1:]
-    assert (distance[:, 5] / distance[:, 0]).max() < 1.05
-    assert (distance[:, 6] / distance[:, 5]).min() > 1.5
-
-
-@pytest.mark.parametrize("name", DIRECTIONS)
-@pytest.mark.parametrize("num_points", [1, 2, 1600, 2047])
-def test_nodes_follow_the_integer_orbit(name: str, num_points: int):
-    of = scheme(num_points=num_points, direction=name)
-    turn = direction(name, num_points)
-    wanted = [[0.0, 0.0]]
-    wanted += [[(theta * a % 2**32 - 2**31) / 2**32 for a in turn] for theta in range(num_points)]
-    assert torch.equal(nodes(of, CPU), torch.tensor(wanted, dtype=torch.float64).float())
-
-
 # Rates and options
 
 
 def test_paper_settings_are_6_5_bits_per_weight():
-    of = scheme(64, 4096, bits=4, **PAPER)
+    of = winding_scheme(64, 4096, bits=4, **PAPER)
     assert of.bits == 6.5
     assert code_width(of) == 13 == ((3 + 1) * (1600 + 1) - 1).bit_length()
     specs = hyperfunctions.get("winding").tensors(of)
@@ -111,14 +57,14 @@ def test_paper_settings_are_6_5_bits_per_weight():
 
 @pytest.mark.parametrize(("bits", "rate"), [(1.5, 1.5), (2, 2.0), (3.25, 3.5), (4, 4.0), (6.5, 6.5), (7.9, 8.0)])
 def test_num_points_is_the_largest_that_fits(bits: float, rate: float):
-    of = scheme(bits=bits)
+    of = winding_scheme(bits=bits)
     points = of.option("num_points")
     assert of.bits == rate
     assert 4 * (points + 1) <= 2 ** (2 * rate) < 4 * (points + 2)
 
 
 def test_scheme_survives_its_key():
-    of = scheme(bits=3, box_side=0.05)
+    of = winding_scheme(bits=3, box_side=0.05)
     assert TensorScheme.parse(of.key) == of
     assert of.option("box_side") == 50_000_000
 
@@ -141,13 +87,13 @@ def test_impossible_settings_say_what_would_fit(bits: float, options: dict[str, 
 
 
 def test_smallest_rate_works_with_one_shell():
-    of = scheme(bits=1, num_shells=1)
+    of = winding_scheme(bits=1, num_shells=1)
     assert (of.bits, of.option("num_points")) == (1.0, 1)
     assert decode(encode(torch.randn(16, 16), of), of).isfinite().all()
 
 
 def test_codes_that_do_not_fit_the_rate_are_refused():
-    of = scheme(bits=4)
+    of = winding_scheme(bits=4)
     wrong = TensorScheme("winding", 3.5, 16, 16, incoherence=False, options=of.options)
     with pytest.raises(ConfigError, match=r"256 codes of 2 weights, which 3\.5 bits"):
         hyperfunctions.get("winding").tensors(wrong)
@@ -155,158 +101,7 @@ def test_codes_that_do_not_fit_the_rate_are_refused():
 
 def test_defaults_are_those_of_the_options_class():
     given = {name: getattr(WindingOptions(), name) for name in ("num_shells", "direction", "box_side")}
-    assert scheme(bits=4) == scheme(bits=4, **given)
-
-
-# Nearest search
-
-
-def awkward_cases() -> list[tuple[str, Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    grid = (normal(300, 2) * 8).round() / 8
-    return [
-        ("ties", (normal(3000, 2) * 16).round() / 16, grid),
-        ("repeated", normal(500, 2), torch.cat([grid, grid])),
-        ("one node", normal(100, 2), normal(1, 2)),
-        ("equal nodes", normal(100, 2), torch.ones(50, 2)),
-        ("line", normal(1000, 2) * torch.tensor([1.0, 0.0]), normal(200, 2) * torch.tensor([0.0, 1.0])),
-        ("one point", normal(1, 2), normal(200, 2)),
-        ("equal points", torch.ones(100, 2), normal(200, 2)),
-        ("clustered", normal(3000, 2), normal(500, 2) * torch.rand(500, 1, generator=generator) ** 9),
-        ("distant", normal(1000, 2) * 1e-3 + 1000, normal(300, 2) * 1e-3 + 1000),
-        ("tiny", normal(1000, 2) * 1e-22, normal(300, 2) * 1e-22),
-        ("large", normal(1000, 2) * 1e17, normal(300, 2) * 1e17),
-        ("outlier", torch.cat([normal(3000, 2), torch.tensor([[1e6, -1e6]])]), normal(300, 2)),
-        ("no points", normal(0, 2), normal(3, 2)),
-    ]
-
-
-@pytest.mark.parametrize(("points", "grid"), [pytest.param(p, n, id=name) for name, p, n in awkward_cases()])
-def test_nearest_is_brute_force_on_awkward_input(points: Tensor, grid: Tensor):
-    assert torch.equal(nearest(points, grid), nearest_brute_force(points, grid, chunk=1 << 16))
-
-
-@pytest.mark.parametrize("name", DIRECTIONS)
-@pytest.mark.parametrize("num_points", [1, 2, 15, 255, 2047])
-def test_nearest_is_brute_force_on_every_direction(name: str, num_points: int):
-    unit = nodes(scheme(num_points=num_points, direction=name), CPU)
-    points = torch.rand(4000, 2, generator=torch.Generator().manual_seed(1)) - 0.5
-    index = nearest(points, unit)
-    assert torch.equal(index, nearest_brute_force(points, unit))
-    assert (index < len(unit)).all()
-
-
-def test_nodes_are_nearest_to_themselves():
-    unit = nodes(scheme(bits=6.5), CPU)
-    assert torch.equal(unit[nearest(unit, unit).long()], unit)
-
-
-@pytest.mark.skipif(_native.load() is None, reason="no compiled core")
-@pytest.mark.parametrize("isa", _native.available_isas())
-@pytest.mark.parametrize("threads", [1, 3])
-def test_native_search_depends_on_neither_isa_nor_threads(isa: str, threads: int):
-    unit = nodes(scheme(bits=5), CPU)
-    points = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(2)) * 0.2
-    _native.set_isa(isa)
-    try:
-        assert torch.equal(_native.winding_nearest(points, unit, threads), nearest_brute_force(points, unit))
-    finally:
-        _native.set_isa("auto")
-
-
-@pytest.mark.skipif(_native.load() is None, reason="no compiled core")
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory in KiB is Linux's")
-def test_native_search_stays_bounded_for_nodes_on_a_circle():
-    """All nodes are near the centre of a circle: lists of every candidate would take 130 MB here."""
-    script = (
-        "import math, resource, torch\n"
-        "from hf_hyper import _native\n"
-        "angle = torch.arange(20_000) * (2 * math.pi / 20_000)\n"
-        "circle = torch.stack([angle.cos(), angle.sin()], 1) * 0.5\n"
-        "points = torch.randn(300, 2, generator=torch.Generator().manual_seed(3)) * 1e-5\n"
-        "_native.winding_nearest(points, circle[:10], 1)\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "before = peak()\n"
-        "index = _native.winding_nearest(points, circle, 1)\n"
-        "grown = peak() - before\n"
-        "assert grown < 64 << 10, grown\n"
-        "found = (points - circle[index.long()]).square().sum(1)\n"
-        "assert (found - torch.cdist(points[:9], circle).amin(1).square().mean()).abs().max() < 1e-4\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
-
-
-@pytest.mark.skipif(_native.load() is None, reason="no compiled core")
-def test_native_search_refuses_non_finite_points():
-    with pytest.raises(ConfigError, match="NaN"):
-        _native.winding_nearest(torch.tensor([[0.0, math.nan]]), torch.zeros(1, 2))
-
-
-@pytest.mark.parametrize(("points", "grid"), [pytest.param(p, n, id=name) for name, p, n in awkward_cases()])
-def test_halving_is_brute_force_on_awkward_input(points: Tensor, grid: Tensor):
-    assert torch.equal(nearest_by_halving(points, grid), nearest_brute_force(points, grid, chunk=1 << 16))
-
-
-@pytest.mark.parametrize("together", [1, 2, 3, 4])
-def test_halving_is_brute_force_in_every_dimension(together: int):
-    generator = torch.Generator().manual_seed(together)
-    points = torch.randn(5000, together, generator=generator)
-    unit = nodes(scheme(num_points=900, dimension=together), CPU)
-    grid = torch.cat([unit, 3 * unit, torch.randn(50, together, generator=generator)])
-    assert torch.equal(nearest_by_halving(points, grid), nearest_brute_force(points, grid))
-    assert torch.equal(nearest(points, grid), nearest_brute_force(points, grid))
-
-
-# Directions and dispersion in other dimensions
-
-
-@pytest.mark.parametrize("together", [1, 2, 3, 4])
-def test_plastic_powers_in_every_dimension(together: int):
-    with mpmath.workdps(40):
-        root = mpmath.findroot(lambda x: x ** (together + 1) - x - 1, 1.3)
-        wanted = tuple(int(mpmath.floor(2**32 / root**power)) for power in range(1, together + 1))
-    assert direction("plastic", 1600, together) == wanted
-    assert direction("golden", 1600, together)[together > 1 :] == direction("plastic", 1, max(1, together - 1))
-
-
-def test_primes_are_square_roots():
-    with mpmath.workdps(40):
-        wanted = tuple(int(mpmath.floor(mpmath.frac(mpmath.sqrt(p)) * 2**32)) for p in (2, 3, 5, 7))
-    assert direction("primes", 1600, 4) == wanted
-
-
-def holes(orbit: Tensor, count: int) -> Tensor:
-    """Distance on the torus from random points to the orbit: `[count]`."""
-    points = torch.rand(count, orbit.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(7)) - 0.5
-    least = []
-    for block in points.split(200):
-        offset = (block.unsqueeze(1) - orbit).abs()
-        least.append(torch.minimum(offset, 1 - offset).square().sum(2).min(1).values.sqrt())
-    return torch.cat(least)
-
-
-@pytest.mark.parametrize("together", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", DIRECTIONS)
-@pytest.mark.parametrize("num_points", [64, 1600])
-def test_no_hole_is_larger_than_the_bound(name: str, together: int, num_points: int):
-    turn = direction(name, num_points, together)
-    orbit = nodes(scheme(num_points=num_points, direction=name, dimension=together), CPU)[1:].double()
-    largest = float(holes(orbit, 2000).max())
-    bound = dispersion_bound(turn, num_points)
-    assert largest <= bound + 1e-7  # nodes are rounded to float32
-    assert bound < 3 * largest
-
-
-@pytest.mark.parametrize("together", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", DIRECTIONS)
-def test_the_bound_falls_as_the_root_of_the_number_of_points(name: str, together: int):
-    counts = [64, 256, 1024, 1600, 2048]
-    scaled = [n ** (1 / together) * dispersion_bound(direction(name, n, together), n) for n in counts]
-    assert max(scaled) < {1: 2.0, 2: 2.7, 3: 2.1, 4: 2.1}[together]
+    assert winding_scheme(bits=4) == winding_scheme(bits=4, **given)
 
 
 # Encoder
@@ -329,7 +124,7 @@ def paper_reference(weight: Tensor, of: TensorScheme) -> tuple[Tensor, Tensor]:
 
 
 def test_paper_settings_give_the_index_of_brute_force_on_every_pair(trained: Tensor):
-    of = scheme(*trained.shape, **PAPER)
+    of = winding_scheme(*trained.shape, **PAPER)
     tensors = encode(trained, of, "fast")
     codes, unit = codes_of(tensors, of).flatten(), nodes(of, CPU)
     shell = codes // len(unit)
@@ -340,7 +135,7 @@ def test_paper_settings_give_the_index_of_brute_force_on_every_pair(trained: Ten
 
 
 def test_paper_settings_agree_with_a_kd_tree_in_float64(trained: Tensor):
-    of = scheme(*trained.shape, **PAPER)
+    of = winding_scheme(*trained.shape, **PAPER)
     tensors = encode(trained, of, "fast")
     codes, unit = codes_of(tensors, of).flatten(), nodes(of, CPU)
     wanted, distance = paper_reference(trained, of)
@@ -355,7 +150,7 @@ def test_paper_settings_agree_with_a_kd_tree_in_float64(trained: Tensor):
 
 @pytest.mark.parametrize("bits", [2, 4, 6.5])
 def test_balanced_takes_the_nearest_of_all_codes(trained: Tensor, bits: float):
-    of = scheme(*trained.shape, bits=bits)
+    of = winding_scheme(*trained.shape, bits=bits)
     tensors = encode(trained, of)
     side, unit = tensors["shell_side"].double(), nodes(of, CPU)
     everything = ((side / side[-1]).float().view(-1, 1, 1) * unit).flatten(0, 1)
@@ -365,7 +160,7 @@ def test_balanced_takes_the_nearest_of_all_codes(trained: Tensor, bits: float):
 
 def test_more_effort_and_more_bits_lower_the_error(trained: Tensor):
     def error(bits: float, effort: str) -> float:
-        of = scheme(*trained.shape, bits=bits)
+        of = winding_scheme(*trained.shape, bits=bits)
         return float((decode(encode(trained, of, effort), of) - trained).square().mean())
 
     by_effort = [error(4, effort) for effort in EFFORTS]
@@ -377,7 +172,7 @@ def test_more_effort_and_more_bits_lower_the_error(trained: Tensor):
 @pytest.mark.parametrize("effort", EFFORTS)
 def test_weights_on_codes_are_kept(effort: str):
     """decode(encode(p)) = p for the points of the box, and of the shells beyond it."""
-    of = scheme(bits=5)
+    of = winding_scheme(bits=5)
     side = torch.tensor([1.0, 2.0, 3.0, 4.0])
     unit = nodes(of, CPU)
     points = (side.view(-1, 1, 1) * unit).double()
@@ -409,7 +204,7 @@ def test_weights_on_codes_are_kept(effort: str):
     ],
 )
 def test_degenerate_tensors(weight: Tensor, effort: str):
-    of = scheme(*weight.shape, bits=6.5)
+    of = winding_scheme(*weight.shape, bits=6.5)
     tensors = encode(weight, of, effort)
     specs = hyperfunctions.get("winding").tensors(of)
     assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == {
@@ -425,14 +220,14 @@ def test_degenerate_tensors(weight: Tensor, effort: str):
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -3e30])
 def test_constant_tensors_are_exact(value: float):
-    of = scheme(5, 9)
+    of = winding_scheme(5, 9)
     weight = torch.full((5, 9), value)
     assert torch.equal(decode(encode(weight, of), of), weight)
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3, 17, 33])
 def test_rows_decode_alone_at_any_width(columns: int):
-    of = scheme(6, columns, bits=4.5)
+    of = winding_scheme(6, columns, bits=4.5)
     weight = torch.randn(6, columns, generator=torch.Generator().manual_seed(columns))
     tensors = encode(weight, of)
     decoded = decode(tensors, of)
@@ -451,21 +246,21 @@ def test_incoherence_stores_the_padded_matrix():
 
 
 def test_a_fixed_box_side_is_kept(trained: Tensor):
-    of = scheme(*trained.shape, bits=5, box_side=0.25)
+    of = winding_scheme(*trained.shape, bits=5, box_side=0.25)
     for effort in EFFORTS:
         assert float(encode(trained, of, effort)["shell_side"][0]) == 0.25
 
 
 def test_large_matrices_are_encoded_in_blocks(monkeypatch: pytest.MonkeyPatch):
     weight = torch.randn(40, 31, generator=torch.Generator().manual_seed(3))
-    of = scheme(40, 31)
+    of = winding_scheme(40, 31)
     whole = encode(weight, of)
     monkeypatch.setattr("hf_hyper.encoders.nearest._BLOCK", 64)
     assert all(torch.equal(encode(weight, of)[name], whole[name]) for name in whole)
 
 
 def test_shells_hold_every_point():
-    of = scheme(bits=4)
+    of = winding_scheme(bits=4)
     sample = torch.randn(1000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     side = shells(sample, 20.0, torch.zeros(2), of, "balanced")
     assert float(side[-1]) == 40.0
@@ -473,13 +268,13 @@ def test_shells_hold_every_point():
 
 
 def test_bit_patterns_beyond_the_last_code_decode_finite():
-    of = scheme(4, 8, **PAPER)
+    of = winding_scheme(4, 8, **PAPER)
     tensors = encode(torch.randn(4, 8), of)
     assert decode({**tensors, "codes": torch.full_like(tensors["codes"], -1)}, of).isfinite().all()
 
 
 def test_without_the_core_the_tensors_are_the_same(monkeypatch: pytest.MonkeyPatch, trained: Tensor):
-    of = scheme(*trained.shape, bits=4)
+    of = winding_scheme(*trained.shape, bits=4)
     fast = encode(trained, of)
     monkeypatch.setattr(_native, "load", lambda: None)
     monkeypatch.setattr(_native, "say_if_absent", lambda: None)
@@ -494,7 +289,7 @@ def test_without_the_core_the_tensors_are_the_same(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("together", [1, 3, 4])
 def test_other_dimensions(together: int, direction_name: str, trained: Tensor):
     weight = trained[:40, :61]
-    of = scheme(*weight.shape, bits=12 / together, dimension=together, direction=direction_name)
+    of = winding_scheme(*weight.shape, bits=12 / together, dimension=together, direction=direction_name)
     assert TensorScheme.parse(of.key) == of
     assert code_width(of) == 12
     tensors = encode(weight, of)
@@ -511,13 +306,13 @@ def test_more_weights_to_a_point_leave_less_error():
     weight = torch.randn(64, 120, generator=torch.Generator().manual_seed(5))
     errors = []
     for together in (1, 2, 3):
-        of = scheme(64, 120, bits=4, dimension=together)
+        of = winding_scheme(64, 120, bits=4, dimension=together)
         errors.append(float((decode(encode(weight, of, "best"), of) - weight).square().mean()))
     assert errors[0] > errors[1] > errors[2]
 
 
 def test_rates_of_three_weights_are_thirds():
-    of = scheme(bits=4.2, dimension=3)
+    of = winding_scheme(bits=4.2, dimension=3)
     assert code_width(of) == 13
     assert of.bits == 13 / 3
 
@@ -526,7 +321,7 @@ def test_rates_of_three_weights_are_thirds():
 def test_group_scales_follow_the_weights(columns: int):
     generator = torch.Generator().manual_seed(6)
     weight = torch.randn(16, columns, generator=generator) * 10 ** torch.randn(16, 1, generator=generator)
-    plain, grouped = scheme(16, columns, bits=5), scheme(16, columns, bits=5, group_size=16)
+    plain, grouped = winding_scheme(16, columns, bits=5), winding_scheme(16, columns, bits=5, group_size=16)
     error = [
         float(((decode(encode(weight, of), of) - weight) / weight.norm(dim=1, keepdim=True)).norm())
         for of in (plain, grouped)
@@ -560,7 +355,7 @@ def test_the_smallest_rate_that_keeps_the_loss_bound(trained: Tensor, loss_max: 
     plan = plan_weight(config, trained, shape_plan)
     losses = {}
     for width in range(3, 17):
-        of = scheme(*trained.shape, bits=width / 2)
+        of = winding_scheme(*trained.shape, bits=width / 2)
         losses[width] = float((decode(encode(trained, of, "fast"), of) - trained).abs().mean())
     if loss_max < losses[16]:
         assert plan is None
