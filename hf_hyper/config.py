@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 
 MIN_BITS, MAX_BITS = 1, 8
 
-ROUNDINGS = ("fisher", "ldlq", "plain")
+ROUNDINGS = ("fit", "fisher", "ldlq", "plain")
 
 
 class HyperConfig(QuantizationConfigMixin):
@@ -43,8 +43,9 @@ class HyperConfig(QuantizationConfigMixin):
             package, `"self"` for text that the model writes, a file, a data set (`NAME:CONFIG:SPLIT`), or a list of
             strings. Worth more than a bit a weight; costs minutes for a small model. Only with `shift`.
         calibration_tokens: How much of that text is read, at most.
-        rounding: `"fisher"` weighs errors by what the model does with them, `"ldlq"` only by the inputs of each layer,
-            in less time; `"plain"` is LDLQ as published, for comparison. Only with `calibration`.
+        rounding: `"fit"` weighs errors by what the model does with them and then fits the row scales to the model's
+            loss; `"fisher"` leaves the fit out, `"ldlq"` weighs only by the inputs of each layer, in less time;
+            `"plain"` is LDLQ as published, for comparison. Only with `calibration`.
         modules_to_not_convert: Names of modules that stay as they are, with transformers' semantics: None leaves the
             output head, whatever is tied to it and the last module; a list replaces that default.
         compress_embeddings: Compress embedding tables too; those tied to another module stay as they are.
@@ -70,7 +71,7 @@ class HyperConfig(QuantizationConfigMixin):
         effort: str = "balanced",
         calibration: "str | Path | Sequence[str] | None" = None,
         calibration_tokens: int = 32768,
-        rounding: str = "fisher",
+        rounding: str = "fit",
         modules_to_not_convert: list[str] | None = None,
         compress_embeddings: bool = False,
         winding: "WindingOptions | Mapping[str, Any] | None" = None,

@@ -3,10 +3,11 @@
 1. Forward through the layers; the hidden states between them go to a scratch file.
 2. Backward from the loss, last layer first. Of every linear layer the second moments of its inputs and of the gradients
    at its outputs are taken; it is rounded with feedback, and the compressed layer takes its place.
+3. The row scales of the compressed model are fitted to its divergence from the original (`fit.py`).
 
-Without gradients one pass forward does both. Beside the model, memory holds the activations of one batch in one layer
-and the second moments of one layer, in float32 and in two halves: 8 bytes for every pair of inputs and every pair of
-outputs. The scratch file takes `layers + 1` times the bytes of the text's hidden states. Finished tensors are kept in
+Without gradients one pass forward does the first two. Beside the model, memory holds the activations of one batch in
+one layer and the second moments of one layer, in float32 and in two halves: 8 bytes for every pair of inputs and every
+pair of outputs; the fit, the hidden states of one batch after every layer. The scratch file takes `layers + 1` times the bytes of the text's hidden states. Finished tensors are kept in
 the current `TensorStore`, so that a run that was stopped does not search them again.
 """
 
@@ -26,7 +27,8 @@ from transformers.utils import logging
 
 from hf_hyper import codec
 from hf_hyper.config import FORMAT_VERSION
-from hf_hyper.nn.replace import is_transposed
+from hf_hyper.nn.replace import hyper_modules, is_transposed
+from hf_hyper.pipeline.fit import can_fit, fit_scales_to_loss
 from hf_hyper.pipeline.gradients import layer_backward, layer_forward, states_by_layer, top_gradients
 from hf_hyper.pipeline.module import filled
 from hf_hyper.pipeline.stack import Stack
@@ -39,6 +41,9 @@ __all__ = ["compress_loaded"]
 BATCH_TOKENS = 4096
 """Tokens that run through a layer at once."""
 
+FIT_PASSES = {"fast": 1, "balanced": 1, "best": 4}
+"""Passes over the text for the fit of the scales, by effort."""
+
 
 @torch.no_grad()
 def compress_loaded(
@@ -47,7 +52,7 @@ def compress_loaded(
     windows: Tensor | None,
     effort: str,
     *,
-    rounding: str = "fisher",
+    rounding: str = "fit",
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
     """Compress layers of a model in place.
@@ -58,18 +63,21 @@ def compress_loaded(
             matrix, are compressed without calibration.
         windows: `[n, length]` token ids of the calibration text; None to compress all without.
         effort: Thoroughness of the search: `fast`, `balanced` or `best`.
-        rounding: `fisher`; `ldlq` or `plain`, which take no gradients (`quantize_calibrated`).
-        seed: Of the tokens drawn from the model.
+        rounding: `fit`; `fisher`, which fits no scales; `ldlq` or `plain`, which take no gradients
+            (`quantize_calibrated`).
+        seed: Of the tokens drawn from the model, and of the order in which the fit reads the text.
 
     Returns:
-        `relative_error`, `output_error` where it is known, and `seconds` by module name.
+        `relative_error`, `output_error` where it is known, and `seconds` by module name; errors are those of rounding,
+        before the fit.
 
     Raises:
         ConfigError: The model cannot be run layer by layer.
         ShapeError: A weight or an activation is not finite.
     """
     store = TensorStore.current()
-    question = f"calibrated,{effort},{rounding},{seed},format={FORMAT_VERSION},hf-hyper={version('hf-hyper')}"
+    search = "fisher" if rounding == "fit" else rounding
+    question = f"calibrated,{effort},{search},{seed},format={FORMAT_VERSION},hf-hyper={version('hf-hyper')}"
     with logging.tqdm(total=len(plans), desc="Compressing", unit="tensor") as bar:
         job = _Job(model, plans, effort, rounding, store, question, bar)
         if windows is not None:
@@ -128,7 +136,7 @@ def _compress_stack(job: _Job, windows: Tensor, seed: int) -> None:
     windows, batch_size = _whole_batches(windows)
     with _frozen(job.model), tempfile.TemporaryDirectory(prefix="hf-hyper-") as scratch:
         stack = Stack(job.model, windows, batch_size)
-        if job.rounding != "fisher":
+        if job.rounding not in ("fit", "fisher"):
             states = stack.entries
             for index in range(len(stack)):
                 job.compress_all(layer_forward(stack, index, states, _modules(stack, index, job.plans), states))
@@ -138,6 +146,9 @@ def _compress_stack(job: _Job, windows: Tensor, seed: int) -> None:
         for index in range(len(stack) - 1, -1, -1):
             modules = _modules(stack, index, job.plans)
             job.compress_all(layer_backward(stack, index, states[index], modules, gradients))
+        if job.rounding == "fit":
+            layers = [layer for _, layer in hyper_modules(job.model) if can_fit(layer)]
+            fit_scales_to_loss(job.model, layers, windows, states[-1], FIT_PASSES[job.effort], seed)
 
 
 def _modules(stack: Stack, index: int, plans: Mapping[str, Plan]) -> dict[str, nn.Module]:

@@ -22,6 +22,9 @@ CANDIDATES = tuple(10.0 ** (exponent / 2) for exponent in range(-6, 5))
 START = 0.1
 """Where it begins."""
 
+PANEL = 256
+"""Rows of a moment that are summed together; what lies left of the diagonal panel is the mirror of the rest."""
+
 WIDTH = 1024
 """Coordinates it looks at; after a rotation the first ones are as good a sample as any."""
 
@@ -42,7 +45,7 @@ class Moment:
         self.width = width
         self.counts = [0, 0]
         self.derived: dict[Any, tuple[Tensor, Tensor]] = {}
-        self._sums = torch.zeros(2, width, width, device=device)
+        self._upper = torch.zeros(2, width, width, device=device)  # panels from the diagonal to the right
 
     def add(self, rows: Tensor, half: int) -> None:
         """Count rows `[..., width]` of any floating dtype into half 0 or 1.
@@ -53,27 +56,27 @@ class Moment:
         if rows.shape[-1] != self.width:
             raise ShapeError(f"rows of width {rows.shape[-1]} for a second moment of width {self.width}")
         rows = rows.reshape(-1, self.width).float()
-        self.add_product(rows.T @ rows, len(rows), half)
-
-    def add_product(self, product: Tensor, count: int, half: int) -> None:
-        """Count `count` rows by the sum `[width, width]` of their outer products."""
-        if not bool(product.isfinite().all()):
+        for start in range(0, self.width, PANEL):
+            own = rows[:, start : start + PANEL]
+            self._upper[half, start : start + PANEL, start:].addmm_(own.T, rows[:, start:])
+        if not bool(self._upper[half].diagonal().isfinite().all()):
             raise ShapeError(
                 "activations or gradients of the calibration text are NaN or infinite; load the model in float32 or "
                 "bfloat16, or give another text"
             )
-        self._sums[half] += product
-        self.counts[half] += count
+        self.counts[half] += len(rows)
 
     @property
     def halves(self) -> tuple[Tensor, Tensor]:
         """Mean of each half, `[width, width]` float32; zero where a half has seen nothing."""
-        first, second = (total / max(count, 1) for total, count in zip(self._sums, self.counts, strict=True))
+        first, second = (
+            _symmetric(total) / max(count, 1) for total, count in zip(self._upper, self.counts, strict=True)
+        )
         return first, second
 
     def mean(self) -> Tensor:
         """Mean over both halves, `[width, width]` float32."""
-        return self._sums.sum(0) / max(sum(self.counts), 1)
+        return _symmetric(self._upper.sum(0)) / max(sum(self.counts), 1)
 
 
 def regularized(moment: Tensor, strength: float) -> Tensor:
@@ -139,6 +142,11 @@ def block_factor(moment: Tensor, block: int) -> Tensor:
     diagonal = torch.stack([panels[i, i * block : (i + 1) * block] for i in range(n // block)])
     unit = torch.linalg.solve_triangular(diagonal, panels, upper=False, left=False)
     return unit.transpose(0, 1).reshape(n, n)
+
+
+def _symmetric(upper: Tensor) -> Tensor:
+    """A symmetric matrix from its upper triangle."""
+    return upper.triu() + upper.triu(1).T
 
 
 def _damage(seen: Tensor, unseen: Tensor, strength: float, block: int) -> float:

@@ -1,0 +1,163 @@
+"""Fit the row scales of a compressed model to the model's own loss.
+
+Rounding picks the codes of every layer by what that layer does alone. Afterwards the codes stay, and the two scales of
+each row (`scale` in the rotated basis, `out_scale` before it) make up for what the layers do to each other: they move
+down the gradient of the KL divergence from the original model on the calibration text. Nothing is stored that was not
+stored before, no weight is trained, and no label is read.
+
+For a layer y = diag(o) R^T diag(s) V x with the gradient g at y, both gradients follow from y and g alone:
+
+    dL / d log o_i = sum over tokens of g_i y_i
+    dL / d log s_j = sum over tokens of (R diag(o) g)_j (R diag(1/o) y)_j
+
+Layers run one after the other forward, then back, each once more with gradients: memory holds the hidden states of one
+batch after every layer, and the activations of one batch in one layer.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from hf_hyper import codec
+from hf_hyper.encoders.shift import stored_scale
+from hf_hyper.nn import HyperLinear
+from hf_hyper.pipeline.stack import Stack
+from hf_hyper.rotation.incoherence import rotate_output
+
+__all__ = ["can_fit", "fit_scales_to_loss"]
+
+BATCH_TOKENS = 1024
+"""Tokens to a step."""
+
+RATE = 2e-3
+"""First step of Adam, relative to a scale; the steps fall to zero along a line."""
+
+
+@torch.no_grad()
+def fit_scales_to_loss(
+    model: nn.Module, layers: Sequence[HyperLinear], windows: Tensor, wanted: Tensor, passes: float, seed: int
+) -> list[float]:
+    """Move row scales down the gradient of the divergence from the original model, in place.
+
+    Args:
+        model: Compressed, in evaluation mode, without parameters that learn.
+        layers: Compressed linear layers of it that `can_fit`.
+        windows: `[n, length]` token ids.
+        wanted: Hidden states of the original model after its last layer, `[n, length, hidden]`.
+        passes: Passes over the text.
+        seed: Of the order of the windows.
+
+    Returns:
+        Divergence in nats a token before every step; half the squared error of the last hidden states for a model
+        without a vocabulary.
+    """
+    size = max(1, min(BATCH_TOKENS // windows.shape[1], len(windows)))
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[: len(windows) // size * size]
+    stack, wanted = Stack(model, windows[order.to(windows.device)], size), wanted[order.to(wanted.device)]
+    scales = [_Scales(layer) for layer in layers]
+    adam = torch.optim.Adam([log for each in scales for log in each.logs], lr=RATE, betas=(0.9, 0.99))
+    batches = len(windows) // size
+    steps = max(1, round(passes * batches))
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / steps)
+    losses = []
+    for step in logging.tqdm(range(steps), desc="Fitting scales", unit="step"):
+        place = slice(step % batches * size, (step % batches + 1) * size)
+        losses.append(_backward(stack, scales, stack.entries[place], wanted[place]))
+        adam.step()
+        schedule.step()
+        for each in scales:
+            each.store()
+    return losses
+
+
+def can_fit(layer: nn.Module) -> TypeGuard[HyperLinear]:
+    """Whether a layer's scales can be fitted: a linear layer whose matrix is stored as it is, with rotations."""
+    return isinstance(layer, HyperLinear) and layer.layout.plain and layer.scheme.incoherence
+
+
+class _Scales:
+    """The scales of one layer: logarithms that move, and the stored tensors that follow."""
+
+    def __init__(self, layer: HyperLinear) -> None:
+        self.layer = layer
+        scale, out_scale = layer.get_parameter("scale"), layer.get_parameter(codec.OUT_SCALE)
+        self.start = scale.detach().float(), out_scale.detach().float()
+        self.logs = tuple(torch.zeros_like(start).requires_grad_() for start in self.start)
+
+    def watch(self) -> torch.utils.hooks.RemovableHandle:
+        """Gather gradients from now on."""
+        return self.layer.register_forward_hook(self._attach)
+
+    @torch.no_grad()
+    def store(self) -> None:
+        """Write the scales into the layer, and forget the gradients."""
+        scale, out_scale = (start * log.exp() for start, log in zip(self.start, self.logs, strict=True))
+        self.layer.get_parameter("scale").copy_(stored_scale(scale))
+        self.layer.get_parameter(codec.OUT_SCALE).copy_(codec.stored_out_scale(out_scale))
+        for log in self.logs:
+            log.grad = None
+
+    def _attach(self, layer: HyperLinear, _: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.requires_grad:
+            plain = output.detach() if layer.bias is None else output.detach() - layer.bias.detach()
+            output.register_hook(functools.partial(self._gather, plain))
+
+    def _gather(self, output: Tensor, gradient: Tensor) -> None:
+        output, gradient = (rows.reshape(-1, rows.shape[-1]).float() for rows in (output, gradient))
+        own = self.layer.get_parameter(codec.OUT_SCALE).float()
+        unit = torch.where(own != 0, output / own, 0.0)
+        scheme = self.layer.scheme
+        found = (rotate_output(gradient * own, scheme) * rotate_output(unit, scheme)).sum(0), (gradient * output).sum(0)
+        for log, part in zip(self.logs, found, strict=True):
+            log.grad = part if log.grad is None else log.grad + part
+
+
+def _backward(stack: Stack, scales: list[_Scales], states: Tensor, wanted: Tensor) -> float:
+    """Gradients of the loss of one batch with respect to all scales; the loss."""
+    before = []
+    with torch.no_grad():
+        for index in range(len(stack)):
+            before.append(states)
+            states = stack.run(index, states)
+    loss, gradient = _divergence(stack, states, wanted)
+    handles = [each.watch() for each in scales]
+    try:
+        for index in range(len(stack) - 1, -1, -1):
+            with torch.enable_grad():
+                leaf = before.pop().detach().requires_grad_(True)
+                stack.run(index, leaf).backward(gradient)
+            assert leaf.grad is not None
+            gradient = leaf.grad
+    finally:
+        for handle in handles:
+            handle.remove()
+    return loss
+
+
+def _divergence(stack: Stack, states: Tensor, wanted: Tensor) -> tuple[float, Tensor]:
+    """Mean divergence a token for last hidden states `[n, length, hidden]`, and its gradient."""
+    tokens, loss = states[..., 0].numel(), 0.0
+    gradients = torch.empty_like(states)
+    for place in range(len(states)):
+        original = stack.finish(wanted[place : place + 1])
+        leaf = states[place : place + 1].clone().requires_grad_(True)
+        with torch.enable_grad():
+            output = stack.finish(leaf)
+        if isinstance(logits := output.get("logits"), Tensor) and logits.ndim == 3:
+            log_q = torch.log_softmax(logits.detach().float(), -1)
+            log_p = torch.log_softmax(original["logits"].float(), -1)
+            p = log_p.exp()
+            loss += float((p * (log_p - log_q)).sum()) / tokens
+            logits.backward(((log_q.exp() - p) / tokens).to(logits.dtype))
+        else:
+            last = output["last_hidden_state"]
+            missed = last.detach() - original["last_hidden_state"]
+            loss += float(missed.float().square().sum()) / 2 / tokens
+            last.backward(missed / tokens)
+        assert leaf.grad is not None
+        gradients[place] = leaf.grad[0]
+    return loss, gradients

@@ -1,0 +1,98 @@
+"""Fitting row scales to the loss: gradients against differences, less divergence on text that was not seen."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+
+import hf_hyper
+from hf_hyper.nn import HyperLinear
+from hf_hyper.nn.replace import hyper_modules
+from hf_hyper.pipeline import fit
+from hf_hyper.pipeline.stack import Stack
+
+
+def small_model(kind: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    if kind == "bert":
+        sizes = {"vocab_size": 60, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+        model = BertModel(BertConfig(**sizes, intermediate_size=80))
+    else:
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=48, n_layer=2, n_head=4, n_positions=32))
+    for parameter in model.parameters():  # biases that are not zero, attention that is not flat
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def last_states(model: torch.nn.Module, ids: Tensor) -> Tensor:
+    stack = Stack(model, ids, 2)
+    batches = []
+    for _, states in stack.batches(stack.entries):
+        for index in range(len(stack)):
+            states = stack.run(index, states)
+        batches.append(states)
+    return torch.cat(batches)
+
+
+def compressed(kind: str, ids: Tensor) -> tuple[torch.nn.Module, list[HyperLinear], Tensor]:
+    model = small_model(kind)
+    wanted = last_states(model, ids)
+    hf_hyper.compress_model(model, hf_hyper.HyperConfig(bits=2, effort="fast"))
+    return model, [layer for _, layer in hyper_modules(model) if fit.can_fit(layer)], wanted
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_gradients_are_those_of_the_divergence(kind: str) -> None:
+    ids = torch.randint(60, (2, 16), generator=torch.Generator().manual_seed(1))
+    model, layers, wanted = compressed(kind, ids)
+    stack = Stack(model, ids, 2)
+    scales = [fit._Scales(layer) for layer in layers]
+    with torch.no_grad():
+        fit._backward(stack, scales, stack.entries, wanted)
+    reached = [each for each in scales if each.logs[0].grad is not None]
+    assert len(scales) - len(reached) == (kind == "bert")  # the pooler comes after the last hidden states
+    for each in reached[::3]:
+        for name, log in zip(("scale", "out_scale"), each.logs, strict=True):
+            place, parameter = int(log.grad.abs().argmax()), each.layer.get_parameter(name)
+            kept, losses, steps = parameter.detach().clone(), [], []
+            for factor in (1.05, 0.95):
+                moved = kept.float()
+                moved[place] *= factor
+                parameter.data.copy_(moved)
+                losses.append(fit._divergence(stack, last_states(model, ids), wanted)[0])
+                steps.append(float(parameter[place]) / float(kept[place]))  # what is left of it in 16 bits
+            parameter.data.copy_(kept)
+            slope = (losses[0] - losses[1]) / (steps[0] - steps[1])
+            assert slope == pytest.approx(float(log.grad[place]), rel=0.03)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_what_was_not_seen_gets_closer_too(kind: str) -> None:
+    draw = torch.Generator().manual_seed(2)
+    seen, unseen = torch.randint(60, (2, 64, 32), generator=draw)
+    model, layers, wanted = compressed(kind, seen)
+    reference = last_states(small_model(kind), unseen)
+
+    @torch.no_grad()
+    def loss() -> float:
+        return fit._divergence(Stack(model, unseen, 2), last_states(model, unseen), reference)[0]
+
+    before, codes = loss(), [layer.codes.clone() for layer in layers]
+    losses = fit.fit_scales_to_loss(model, layers, seen, wanted, 4, seed=0)
+    assert losses[-1] < losses[0]
+    assert loss() < 0.97 * before
+    assert all(torch.equal(layer.codes, code) for layer, code in zip(layers, codes, strict=True))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_rows_of_zeros_stay_zero() -> None:
+    model = small_model("gpt2")
+    model.transformer.h[0].mlp.c_fc.weight[:, 5] = 0  # [in_features, out_features]
+    ids = torch.randint(60, (4, 16), generator=torch.Generator().manual_seed(3))
+    wanted = last_states(model, ids)
+    hf_hyper.compress_model(model, hf_hyper.HyperConfig(bits=2, effort="fast"))
+    layer = model.transformer.h[0].mlp.c_fc
+    fit.fit_scales_to_loss(model, [layer], ids, wanted, 1, seed=0)
+    assert layer.dequantize()[5].abs().max() == 0
+    assert layer.out_scale.isfinite().all()
