@@ -7,8 +7,9 @@
 
 Without gradients one pass forward does the first two. Beside the model, memory holds the activations of one batch in
 one layer and the second moments of one layer, in float32 and in two halves: 8 bytes for every pair of inputs and every
-pair of outputs; the fit, the hidden states of one batch after every layer. The scratch file takes `layers + 1` times the bytes of the text's hidden states. Finished tensors are kept in
-the current `TensorStore`, so that a run that was stopped does not search them again.
+pair of outputs; the fit, the hidden states of one batch after every layer. The scratch file takes `layers + 1` times
+the bytes of the text's hidden states. Finished tensors are kept in the current `TensorStore`, so that a run that was
+stopped does not search them again; the fit starts anew.
 """
 
 import contextlib
