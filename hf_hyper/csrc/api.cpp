@@ -6,7 +6,7 @@
 #include "hyper.h"
 #include "isa.h"
 #include "shift_decode.h"
-#include "shift_dense_steps.h"
+#include "dense_steps.h"
 #include "shift_encode.h"
 #include "shift_matmul.h"
 #include "shift_matmul_steps.h"

@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "isa.h"
-#include "shift_dense_steps.h"
+#include "dense_steps.h"
 #include "shift_matmul_steps.h"
 
 namespace hyper {

@@ -20,12 +20,21 @@ struct WordsPortable {
   static void store(float* p, Float a) { std::memcpy(p, &a, sizeof a); }
   static Vec set1(uint32_t x) { return Vec{x, x, x, x}; }
   static Float zero() { return Float{}; }
+  // The float whose bits are *p, in all lanes.
+  static Float spread(const uint32_t* p) { return reinterpret_cast<Float>(set1(*p)); }
 
-  // out[w] lane i = p[i * stride + w]: four words of kLanes records.
-  static void gather4(const uint32_t* p, int stride, Vec out[4]) {
-    for (int w = 0; w < 4; ++w) out[w] = Vec{p[w], p[stride + w], p[2 * stride + w], p[3 * stride + w]};
+  // out[w] lane i = p[i * kCount + w]
+  template <int kCount>
+  static void deinterleave(const uint32_t* p, Vec out[kCount]) {
+    for (int w = 0; w < kCount; ++w) out[w] = Vec{p[w], p[kCount + w], p[2 * kCount + w], p[3 * kCount + w]};
   }
-  // The inverse: p[i * stride + w] = in[w] lane i.
+  // Every lane gets the one before it. Lanes go round in rings of kRing, a part of the vector or several vectors; in the
+  // second case `before` goes to the first lane.
+  template <int>
+  static Vec previous(Vec last, uint32_t before) {
+    return Vec{before, last[0], last[1], last[2]};
+  }
+  // p[i * stride + w] = in[w] lane i: four words of kLanes records.
   static void scatter4(const Vec in[4], uint32_t* p, int64_t stride) {
     for (int i = 0; i < kLanes; ++i) store(p + i * stride, Vec{in[0][i], in[1][i], in[2][i], in[3][i]});
   }
@@ -50,8 +59,6 @@ struct WordsPortable {
   // a * b + c, rounded once or twice.
   static Float fma(Float a, Float b, Float c) { return a * b + c; }
   static Float add(Float a, Float b) { return a + b; }
-  // Sum over the lanes.
-  static float sum(Float a) { return a[0] + a[1] + (a[2] + a[3]); }
 
   // The form in which `dot` wants an activation of -127..127.
   static uint32_t activation(int32_t q) { return static_cast<uint32_t>(q); }
