@@ -22,7 +22,7 @@ HYPER_INLINE __m512i pairs(W::Float even, W::Float odd) {
 template <int kFirst, int K, int... C>
 HYPER_INLINE void decode_row(const LaneWords<W, K>& words, W::Vec multiplier, uint16_t* weights,
                              std::integer_sequence<int, C...>) {
-  const W::Float weight[kTile] = {W::to_float(W::centred_sum(words.template hash<kFirst + C>(multiplier)))...};
+  const W::Float weight[kTile] = {W::to_float(W::centred_sum(W::multiply(words.template state<kFirst + C>(), multiplier)))...};
   HYPER_UNROLL
   for (int c = 0; c < kTile; c += 2) {
     _mm512_store_si512(weights + c / 2 * kStepValues, pairs(weight[c], weight[c + 1]));

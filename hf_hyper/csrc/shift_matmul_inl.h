@@ -74,7 +74,7 @@ template <int kFirst, class W, int K, class Row, int... C>
 HYPER_INLINE void multiply_row(const LaneWords<W, K>& words, typename W::Vec multiplier, const uint32_t* values, Row& row,
                                std::integer_sequence<int, C...>) {
   row.begin(values);
-  (row.template add<C>(words.template hash<kFirst + C>(multiplier), values), ...);
+  (row.template add<C>(W::multiply(words.template state<kFirst + C>(), multiplier), values), ...);
   row.end(values);
 }
 
@@ -108,7 +108,7 @@ template <int kFirst, class W, int K, bool kBfloat16, int... C>
 HYPER_INLINE void decode_row(const LaneWords<W, K>& words, typename W::Vec multiplier, void* row, int64_t stride,
                              std::integer_sequence<int, C...>) {
   typename W::Float weight[kTile] = {
-      W::to_float(W::centred_sum(words.template hash<kFirst + C>(multiplier)))...};
+      W::to_float(W::centred_sum(W::multiply(words.template state<kFirst + C>(), multiplier)))...};
   typename W::Vec out[kTile];
   constexpr int kOut = kBfloat16 ? kTile / 2 : kTile;  // words that a tile's row takes
   HYPER_UNROLL

@@ -42,18 +42,12 @@ struct WordsAvx2 {
     }
   }
 
-  static Vec high(Vec word) { return word; }
   template <int kShift>
-  static Vec window(Vec before, Vec word, Vec) {
-    if constexpr (kShift < 16) {
-      return _mm256_and_si256(_mm256_srli_epi32(word, kShift), set1(65535));
-    } else if constexpr (kShift == 16) {
-      return _mm256_srli_epi32(word, 16);
-    } else {
-      const Vec joined = _mm256_or_si256(_mm256_slli_epi32(before, 32 - kShift), _mm256_srli_epi32(word, kShift));
-      return _mm256_and_si256(joined, set1(65535));
-    }
+  static Vec shift_right(Vec a) {
+    return _mm256_srli_epi32(a, kShift);
   }
+  static Vec low_half(Vec a) { return _mm256_and_si256(a, set1(65535)); }
+  static Vec join(Vec before, Vec high) { return _mm256_or_si256(_mm256_slli_epi32(before, 16), high); }
   static Vec multiply(Vec a, Vec b) { return _mm256_mullo_epi32(a, b); }
 
   static Vec centred_sum(Vec hash) {

@@ -62,21 +62,13 @@ struct WordsAvx512 {
     }
   }
 
-  // The double shift of 16-bit halves, with the upper half masked away, is shift, merge and mask in one instruction.
-  static Vec high(Vec word) { return _mm512_srli_epi32(word, 16); }
+  // Plain shifts and masks: Zen 4 runs double shifts on the two units that multiply.
   template <int kShift>
-  static Vec window(Vec before, Vec word, Vec high) {
-    constexpr __mmask32 kLow = 0x55555555;
-    if constexpr (kShift == 0) {
-      return _mm512_maskz_mov_epi16(kLow, word);
-    } else if constexpr (kShift < 16) {
-      return _mm512_maskz_shrdi_epi16(kLow, word, high, kShift);
-    } else if constexpr (kShift == 16) {
-      return high;
-    } else {
-      return _mm512_maskz_shrdi_epi16(kLow, high, before, kShift - 16);
-    }
+  static Vec shift_right(Vec a) {
+    return _mm512_srli_epi32(a, kShift);
   }
+  static Vec low_half(Vec a) { return _mm512_and_si512(a, _mm512_set1_epi32(65535)); }
+  static Vec join(Vec before, Vec high) { return _mm512_or_si512(_mm512_slli_epi32(before, 16), high); }
   static Vec multiply(Vec a, Vec b) { return _mm512_mullo_epi32(a, b); }
 
   static Vec centred_sum(Vec hash) {
@@ -111,7 +103,7 @@ struct WordsAvx512 {
     if constexpr (kCount == 1) {
       out[0] = in[0];
     } else if constexpr (kCount % 2 == 1) {
-      ((out[C] = pick<kCount, C>(in)), ...);
+      ((out[C] = pick<kCount, C>(in, std::make_integer_sequence<int, kCount>())), ...);
     } else if constexpr (kCount == 2) {
       out[0] = pick_half<0>(in[0], in[1]);
       out[1] = pick_half<1>(in[0], in[1]);
@@ -126,16 +118,18 @@ struct WordsAvx512 {
     }
   }
   // An odd step meets every lane once in kCount vectors: blend, then one permutation.
-  template <int kCount, int kFirst>
-  static Vec pick(const Vec in[kCount]) {
+  template <int kCount, int kFirst, int... S>
+  static Vec pick(const Vec in[kCount], std::integer_sequence<int, S...>) {
     Vec joined = in[0];
-    for (int s = 1; s < kCount; ++s) {
-      __mmask16 taken = 0;
-      for (int i = 0; i < kLanes; ++i) taken |= static_cast<__mmask16>(((kLanes * s + i) % kCount == kFirst) << i);
-      joined = _mm512_mask_mov_epi32(joined, taken, in[s]);
-    }
+    ((joined = _mm512_mask_mov_epi32(joined, (taken<kCount, kFirst, S>), in[S])), ...);
     return _mm512_permutexvar_epi32(picks<kFirst, kCount, 16>(), joined);
   }
+  template <int kCount, int kFirst, int S>
+  static constexpr __mmask16 taken = [] {
+    int mask = 0;
+    for (int i = 0; i < kLanes; ++i) mask |= ((kLanes * S + i) % kCount == kFirst) << i;
+    return static_cast<__mmask16>(mask);
+  }();
   static void put(uint32_t* p, __m128i a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), a); }
   static void transpose4(const Vec in[4], Vec out[4]) {
     const Vec a = _mm512_unpacklo_epi32(in[0], in[1]), b = _mm512_unpacklo_epi32(in[2], in[3]);

@@ -48,19 +48,12 @@ struct WordsNeon {
     for (int q = 0; q < 4; ++q) store(p + q * stride, quad[q]);
   }
 
-  static Vec high(Vec word) { return word; }
   template <int kShift>
-  static Vec window(Vec before, Vec word, Vec) {
-    if constexpr (kShift == 0) {
-      return vandq_u32(word, set1(65535));
-    } else if constexpr (kShift < 16) {
-      return vandq_u32(vshrq_n_u32(word, kShift), set1(65535));
-    } else if constexpr (kShift == 16) {
-      return vshrq_n_u32(word, 16);
-    } else {
-      return vandq_u32(vsliq_n_u32(vshrq_n_u32(word, kShift), before, 32 - kShift), set1(65535));
-    }
+  static Vec shift_right(Vec a) {
+    return vshrq_n_u32(a, kShift);
   }
+  static Vec low_half(Vec a) { return vandq_u32(a, set1(65535)); }
+  static Vec join(Vec before, Vec high) { return vsliq_n_u32(high, before, 16); }
   static Vec multiply(Vec a, Vec b) { return vmulq_u32(a, b); }
 
   static Vec centred_sum(Vec hash) { return vsubq_u32(byte_sum(hash), set1(510)); }

@@ -39,17 +39,14 @@ struct WordsPortable {
     for (int i = 0; i < kLanes; ++i) store(p + i * stride, Vec{in[0][i], in[1][i], in[2][i], in[3][i]});
   }
 
-  // Whatever `window` wants prepared once per word.
-  static Vec high(Vec word) { return word; }
-  // The 16 bits that end kShift bits above the end of `word`; `before` is the word that precedes it in the string.
+  // kShift in 1..31
   template <int kShift>
-  static Vec window(Vec before, Vec word, Vec) {
-    if constexpr (kShift <= 16) {
-      return word >> kShift & 65535u;
-    } else {
-      return (before << (32 - kShift) | word >> kShift) & 65535u;
-    }
+  static Vec shift_right(Vec a) {
+    return a >> kShift;
   }
+  static Vec low_half(Vec a) { return a & 65535u; }
+  // The low half of `before` above `high`, which has nothing there.
+  static Vec join(Vec before, Vec high) { return before << 16 | high; }
   static Vec multiply(Vec a, Vec b) { return a * b; }
 
   // Sum of the four bytes, less 510.
