@@ -28,43 +28,35 @@ struct Lanes {
   static constexpr int kTiles = W::kLanes > kRing ? W::kLanes / kRing : 1;    // of a vector
 };
 
-// The words of the lanes of vector `part` of a tile.
+// The words of the lanes of vector `part` of a tile, each preceded by the word before them.
 template <class W, int K>
 struct LaneWords {
   using L = Lanes<W, K>;
-  typename W::Vec word[L::kWords];
-  typename W::Vec high[L::kWords];    // upper half of the word
-  typename W::Vec middle[L::kWords];  // lower half of the word before, upper half of the word
+  typename W::Vec word[L::kWords + 1];
+  typename W::Vec high[L::kWords + 1];  // upper half of the word
 
   HYPER_INLINE LaneWords(const uint32_t* tile, int64_t next, int part) {
     const int first = part * W::kLanes * L::kWords;
     if constexpr (L::kTiles == 2) {
-      W::template deinterleave<L::kWords>(tile, tile + next, word);
+      W::template deinterleave<L::kWords>(tile, tile + next, word + 1);
     } else {
-      W::template deinterleave<L::kWords>(tile + first, word);
+      W::template deinterleave<L::kWords>(tile + first, word + 1);
     }
-    typename W::Vec before =
-        W::template previous<L::kRing>(word[L::kWords - 1], tile[(first > 0 ? first : 8 * K) - 1]);
+    word[0] = W::template previous<L::kRing>(word[L::kWords], tile[(first > 0 ? first : 8 * K) - 1]);
     HYPER_UNROLL
-    for (int i = 0; i < L::kWords; ++i) {
-      high[i] = W::template shift_right<16>(word[i]);
-      middle[i] = W::join(before, high[i]);
-      before = word[i];
-    }
+    for (int i = 1; i <= L::kWords; ++i) high[i] = W::high(word[i]);
   }
 
   // State of weight I of every lane: the 16 bits that end with its last, counted from the lane's first.
   template <int I>
   HYPER_INLINE typename W::Vec state() const {
-    constexpr int kLast = (I + 1) * K - 1, kWord = kLast / 32, kBelow = 31 - kLast % 32;
-    if constexpr (kBelow == 0) {
-      return W::low_half(word[kWord]);
-    } else if constexpr (kBelow < 16) {
-      return W::low_half(W::template shift_right<kBelow>(word[kWord]));
+    constexpr int kLast = (I + 1) * K - 1, kWord = kLast / 32 + 1, kBelow = 31 - kLast % 32;
+    if constexpr (kBelow < 16) {
+      return W::template within<kBelow>(word[kWord]);
     } else if constexpr (kBelow == 16) {
       return high[kWord];
     } else {
-      return W::low_half(W::template shift_right<kBelow - 16>(middle[kWord]));
+      return W::template across<kBelow - 16, K>(word[kWord - 1], high[kWord]);
     }
   }
 };

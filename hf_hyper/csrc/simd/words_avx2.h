@@ -42,12 +42,15 @@ struct WordsAvx2 {
     }
   }
 
+  static Vec high(Vec word) { return _mm256_srli_epi32(word, 16); }
   template <int kShift>
-  static Vec shift_right(Vec a) {
-    return _mm256_srli_epi32(a, kShift);
+  static Vec within(Vec word) {
+    return low_half(_mm256_srli_epi32(word, kShift));
   }
-  static Vec low_half(Vec a) { return _mm256_and_si256(a, set1(65535)); }
-  static Vec join(Vec before, Vec high) { return _mm256_or_si256(_mm256_slli_epi32(before, 16), high); }
+  template <int kShift, int>
+  static Vec across(Vec before, Vec high) {
+    return low_half(_mm256_srli_epi32(_mm256_or_si256(_mm256_slli_epi32(before, 16), high), kShift));
+  }
   static Vec multiply(Vec a, Vec b) { return _mm256_mullo_epi32(a, b); }
 
   static Vec centred_sum(Vec hash) {
@@ -69,6 +72,7 @@ struct WordsAvx2 {
   static Vec bits(Float a) { return _mm256_castps_si256(a); }
 
  private:
+  static Vec low_half(Vec a) { return _mm256_and_si256(a, set1(65535)); }
   static Vec pair_sums(Vec hash) { return _mm256_maddubs_epi16(hash, _mm256_set1_epi8(1)); }
   // Even lanes of two vectors, and odd ones.
   static void pick_halves(Vec a, Vec b, Vec* even, Vec* odd) {

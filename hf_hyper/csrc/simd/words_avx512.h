@@ -62,13 +62,23 @@ struct WordsAvx512 {
     }
   }
 
-  // Plain shifts and masks: Zen 4 runs double shifts on the two units that multiply.
+  static Vec high(Vec word) { return _mm512_srli_epi32(word, 16); }
   template <int kShift>
-  static Vec shift_right(Vec a) {
-    return _mm512_srli_epi32(a, kShift);
+  static Vec within(Vec word) {
+    if constexpr (kShift == 8) {
+      return _mm512_shuffle_epi8(word, _mm512_set4_epi32(-0x7f7ff1f3, -0x7f7ff5f7, -0x7f7ff9fb, -0x7f7ffdff));
+    } else {
+      return low_half(_mm512_srli_epi32(word, kShift));
+    }
   }
-  static Vec low_half(Vec a) { return _mm512_and_si512(a, _mm512_set1_epi32(65535)); }
-  static Vec join(Vec before, Vec high) { return _mm512_or_si512(_mm512_slli_epi32(before, 16), high); }
+  // The double shift of 16-bit halves is shift, merge and mask in one, but Zen 4 runs it on the two units that multiply:
+  // it pays where few windows of a word cross its border.
+  template <int kShift, int kBits>
+  static Vec across(Vec before, Vec high) {
+    if constexpr (kBits >= 4) return _mm512_maskz_shrdi_epi16(0x55555555, high, before, kShift);
+    const Vec joined = _mm512_or_si512(_mm512_slli_epi32(before, 16), high);
+    return low_half(_mm512_srli_epi32(joined, kShift));
+  }
   static Vec multiply(Vec a, Vec b) { return _mm512_mullo_epi32(a, b); }
 
   static Vec centred_sum(Vec hash) {
@@ -87,6 +97,7 @@ struct WordsAvx512 {
   static Vec bits(Float a) { return _mm512_castps_si512(a); }
 
  private:
+  static Vec low_half(Vec a) { return _mm512_and_si512(a, _mm512_set1_epi32(65535)); }
   // Lanes first, first + step, ... of a sequence of vectors, modulo kModulo.
   template <int kFirst, int kStep, int kModulo>
   static Vec picks() {

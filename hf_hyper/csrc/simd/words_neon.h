@@ -48,12 +48,16 @@ struct WordsNeon {
     for (int q = 0; q < 4; ++q) store(p + q * stride, quad[q]);
   }
 
+  static Vec high(Vec word) { return vshrq_n_u32(word, 16); }
   template <int kShift>
-  static Vec shift_right(Vec a) {
-    return vshrq_n_u32(a, kShift);
+  static Vec within(Vec word) {
+    if constexpr (kShift == 0) return low_half(word);
+    return low_half(vshrq_n_u32(word, kShift == 0 ? 1 : kShift));
   }
-  static Vec low_half(Vec a) { return vandq_u32(a, set1(65535)); }
-  static Vec join(Vec before, Vec high) { return vsliq_n_u32(high, before, 16); }
+  template <int kShift, int>
+  static Vec across(Vec before, Vec high) {
+    return low_half(vshrq_n_u32(vsliq_n_u32(high, before, 16), kShift));
+  }
   static Vec multiply(Vec a, Vec b) { return vmulq_u32(a, b); }
 
   static Vec centred_sum(Vec hash) { return vsubq_u32(byte_sum(hash), set1(510)); }
@@ -68,6 +72,7 @@ struct WordsNeon {
   static Vec bits(Float a) { return vreinterpretq_u32_f32(a); }
 
  private:
+  static Vec low_half(Vec a) { return vandq_u32(a, set1(65535)); }
   static Vec byte_sum(Vec hash) { return vpaddlq_u16(vpaddlq_u8(vreinterpretq_u8_u32(hash))); }
   static void transpose4(const Vec in[4], Vec out[4]) {
     const auto wide = [](Vec a) { return vreinterpretq_u64_u32(a); };

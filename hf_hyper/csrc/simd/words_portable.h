@@ -39,14 +39,19 @@ struct WordsPortable {
     for (int i = 0; i < kLanes; ++i) store(p + i * stride, Vec{in[0][i], in[1][i], in[2][i], in[3][i]});
   }
 
-  // kShift in 1..31
+  // Upper half of every word.
+  static Vec high(Vec word) { return word >> 16; }
+  // The 16 bits that end kShift (0..15) bits above the end of every word.
   template <int kShift>
-  static Vec shift_right(Vec a) {
-    return a >> kShift;
+  static Vec within(Vec word) {
+    return low_half(word >> kShift);
   }
-  static Vec low_half(Vec a) { return a & 65535u; }
-  // The low half of `before` above `high`, which has nothing there.
-  static Vec join(Vec before, Vec high) { return before << 16 | high; }
+  // The 16 bits that end kShift (1..15) bits above the end of `high`, the upper half of a word; `before` is the word before
+  // it. kBits is the rate: windows of a word are kBits apart.
+  template <int kShift, int>
+  static Vec across(Vec before, Vec high) {
+    return low_half((before << 16 | high) >> kShift);
+  }
   static Vec multiply(Vec a, Vec b) { return a * b; }
 
   // Sum of the four bytes, less 510.
@@ -68,6 +73,7 @@ struct WordsPortable {
   static Vec bits(Float a) { return reinterpret_cast<Vec>(a); }
 
  private:
+  static Vec low_half(Vec a) { return a & 65535u; }
   template <class V>
   static V load_as(const void* p) {
     V out;
