@@ -95,9 +95,23 @@ void multiply(const uint16_t* weights, const uint16_t* activations, int64_t step
   }
 }
 
+void finish_shift(const float* sums, bool odd, float offset, const float* units, float* rows) {
+  const __m512 in[2] = {_mm512_loadu_ps(sums), _mm512_loadu_ps(sums + 16)};
+  __m512 out[2] = {in[0], in[1]};
+  if (odd) {
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    out[0] = _mm512_permutex2var_ps(in[0], low, in[1]);
+    out[1] = _mm512_permutex2var_ps(in[0], _mm512_add_epi32(low, _mm512_set1_epi32(8)), in[1]);
+  }
+  for (int v = 0; v < 2; ++v) {
+    const __m512 centred = _mm512_sub_ps(out[v], _mm512_set1_ps(offset));
+    _mm512_storeu_ps(rows + 16 * v, _mm512_mul_ps(centred, _mm512_loadu_ps(units + 16 * v)));
+  }
+}
+
 template <int... K, int... T>
 constexpr DenseSteps dense_table(std::integer_sequence<int, K...>, std::integer_sequence<int, T...>) {
-  return {{decode_shift<K + 1>...}, arrange, {multiply<T + 1>...}};
+  return {{decode_shift<K + 1>...}, arrange, {multiply<T + 1>...}, finish_shift};
 }
 
 }  // namespace

@@ -25,8 +25,7 @@ struct DenseSpace {
 //   row_blocks()                          of 32 rows, the last one padded
 //   load(token, values)                   activations of one token, [columns] float
 //   decode(block, tile, tiles, weights)   a panel of some tiles of columns
-//   finish(block, token, sums)            [2, 16] of one token
-//   finished(block)                       once all its tokens are
+//   finish(block, sums)                   of all tokens, [tokens, 2, 16]
 template <class Weight>
 class DenseProduct {
  public:
@@ -89,8 +88,7 @@ class DenseProduct {
                                    sums + first * kPanelRows);
       }
     }
-    for (int64_t m = 0; m < tokens_; ++m) weight_.finish(row_block, m, sums + m * kPanelRows);
-    weight_.finished(row_block);
+    weight_.finish(row_block, sums);
   }
 
   Weight& weight_;

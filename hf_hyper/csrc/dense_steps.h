@@ -30,6 +30,8 @@ struct DenseSteps {
   // sums = or, unless `fresh`, += products over `steps` steps; entry t is for t + 1 tokens
   void (*multiply[kDenseTokens])(const uint16_t* weights, const uint16_t* activations, int64_t steps, bool fresh,
                                  float* sums);
+  // One token's sums of decode_shift's panels at an odd rate or not -> (sums - offset) * units, [32 rows] in order
+  void (*finish_shift)(const float* sums, bool odd, float offset, const float* units, float* rows);
 };
 
 // Null where this machine, this build or the instruction set in use has no such steps.

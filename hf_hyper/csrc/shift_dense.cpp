@@ -2,6 +2,7 @@
 // block of the output rotation rotates that block back and writes it.
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <vector>
 
 #include "dense_product.h"
@@ -25,7 +26,7 @@ class ShiftWeight {
               const uint16_t* out_scale, const char* x, int dtype, int64_t tokens, char* y, Workspace& space)
       : plan_(plan), codes_(codes), scale_(scale), out_scale_(out_scale), x_(x), y_(y), dtype_(dtype),
         size_(dtype == HYPER_FLOAT32 ? 4 : 2), tokens_(tokens), common_(matmul_steps()), layout_(plan),
-        decode_(dense.decode_shift[plan.bits - 1]), space_(space) {
+        dense_(dense), space_(space) {
     space.product.resize(static_cast<size_t>(tokens * layout_.out_tiles * kTile));
     space.sums.resize(static_cast<size_t>(tokens));
     if (static_cast<int64_t>(space.done.size()) < layout_.blocks) {
@@ -45,25 +46,27 @@ class ShiftWeight {
   void decode(int64_t row_block, int64_t tile, int64_t tiles, uint16_t* weights) const {
     // A last tile keeps itself company.
     const int64_t next = tiles_of(row_block) == 2 ? layout_.tile_words : 0;
-    decode_(codes_ + 2 * row_block * layout_.tile_words + tile * 8 * plan_.bits, next, tiles, plan_.multiplier, weights);
+    dense_.decode_shift[plan_.bits - 1](codes_ + 2 * row_block * layout_.tile_words + tile * 8 * plan_.bits, next, tiles, plan_.multiplier, weights);
   }
 
-  void finish(int64_t row_block, int64_t token, const float* sums) {
-    const float offset = plan_.mean_offset * space_.sums[token];
-    const bool odd = plan_.bits % 2 == 1;
-    for (int i = 0; i < tiles_of(row_block); ++i) {
-      const int64_t tile = 2 * row_block + i;
-      float* to = product(tile / layout_.block_tiles, token) + tile % layout_.block_tiles * kTile;
-      for (int r = 0; r < kTile; ++r) {
-        const float total = odd ? sums[r % 2 * kTile + (i * kTile + r) / 2] : sums[i * kTile + r];
-        to[r] = (total - offset) * (from_float16(scale_[tile * kTile + r]) * plan_.inverse_deviation);
+  void finish(int64_t row_block, const float* sums) {
+    const int tiles = tiles_of(row_block);
+    const int64_t first = 2 * row_block;
+    float units[kPanelRows] = {};
+    for (int r = 0; r < tiles * kTile; ++r) {
+      units[r] = from_float16(scale_[first * kTile + r]) * plan_.inverse_deviation;
+    }
+    for (int64_t m = 0; m < tokens_; ++m) {
+      float rows[kPanelRows];
+      dense_.finish_shift(sums + m * kPanelRows, plan_.bits % 2 == 1, plan_.mean_offset * space_.sums[m], units, rows);
+      for (int i = 0; i < tiles; ++i) {
+        const int64_t tile = first + i;
+        std::memcpy(product(tile / layout_.block_tiles, m) + tile % layout_.block_tiles * kTile, rows + i * kTile,
+                    kTile * sizeof(float));
       }
     }
-  }
-
-  void finished(int64_t row_block) {
-    for (int i = 0; i < tiles_of(row_block); ++i) {
-      const int64_t block = (2 * row_block + i) / layout_.block_tiles;
+    for (int i = 0; i < tiles; ++i) {
+      const int64_t block = (first + i) / layout_.block_tiles;
       if (space_.done[block].fetch_add(1, std::memory_order_acq_rel) + 1 < layout_.block_tiles) continue;
       for (int64_t m = 0; m < tokens_; ++m) {
         common_.rotate_output(plan_, block, out_scale_, product(block, m), dtype_, y_ + m * plan_.out_features * size_);
@@ -87,7 +90,7 @@ class ShiftWeight {
   const int64_t tokens_;
   const MatmulSteps& common_;
   const ShiftLayout layout_;
-  void (*const decode_)(const uint32_t*, int64_t, int64_t, uint32_t, uint16_t*);
+  const DenseSteps& dense_;
   Workspace& space_;
 };
 
