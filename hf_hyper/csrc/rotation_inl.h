@@ -9,6 +9,7 @@
 
 #include "float16_inl.h"
 #include "shift_matmul_steps.h"
+#include "simd/unroll.h"
 
 namespace hyper {
 namespace {
@@ -16,12 +17,12 @@ namespace {
 typedef float Float16Lanes __attribute__((vector_size(64)));
 typedef int32_t Index16Lanes __attribute__((vector_size(64)));
 
-inline __attribute__((always_inline)) void load16(Float16Lanes& out, const float* p) { std::memcpy(&out, p, 64); }
-inline __attribute__((always_inline)) void store16(float* p, const Float16Lanes& a) { std::memcpy(p, &a, 64); }
+HYPER_INLINE void load16(Float16Lanes& out, const float* p) { std::memcpy(&out, p, 64); }
+HYPER_INLINE void store16(float* p, const Float16Lanes& a) { std::memcpy(p, &a, 64); }
 
 // x = x[i ^ kHalf] + (x or -x): one stage of the transform inside a vector.
 template <int kHalf>
-inline __attribute__((always_inline)) void butterfly(Float16Lanes& x) {
+HYPER_INLINE void butterfly(Float16Lanes& x) {
   constexpr auto sign = [](int i) { return i & kHalf ? -1.0f : 1.0f; };
   const Float16Lanes signs = {sign(0), sign(1), sign(2),  sign(3),  sign(4),  sign(5),  sign(6),  sign(7),
                               sign(8), sign(9), sign(10), sign(11), sign(12), sign(13), sign(14), sign(15)};
@@ -38,18 +39,43 @@ inline __attribute__((always_inline)) void butterfly(Float16Lanes& x) {
   x = other + x * signs;
 }
 
+// Walsh-Hadamard transforms of consecutive runs of 16 * kVectors, times `scale`, in registers.
+template <int kVectors>
+HYPER_INLINE void hadamard_runs(float* x, int64_t count, float scale) {
+  for (int64_t start = 0; start < count; start += 16 * kVectors) {
+    Float16Lanes a[kVectors];
+    HYPER_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      load16(a[v], x + start + 16 * v);
+      butterfly<1>(a[v]);
+      butterfly<2>(a[v]);
+      butterfly<4>(a[v]);
+      butterfly<8>(a[v]);
+      a[v] *= scale;
+    }
+    HYPER_UNROLL
+    for (int half = 1; half < kVectors; half *= 2) {
+      HYPER_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        if (v & half) continue;
+        const Float16Lanes sum = a[v] + a[v + half];
+        a[v + half] = a[v] - a[v + half];
+        a[v] = sum;
+      }
+    }
+    HYPER_UNROLL
+    for (int v = 0; v < kVectors; ++v) store16(x + start + 16 * v, a[v]);
+  }
+}
+
 // Walsh-Hadamard transforms of consecutive runs of `width` (a power of two, at least 16), times `scale`.
 inline void hadamard(float* x, int64_t count, int64_t width, float scale) {
-  for (int64_t i = 0; i < count; i += 16) {
-    Float16Lanes a;
-    load16(a, x + i);
-    butterfly<1>(a);
-    butterfly<2>(a);
-    butterfly<4>(a);
-    butterfly<8>(a);
-    store16(x + i, a * scale);
+  int64_t half = width < 128 ? 16 : 128;
+  if (half == 16) {
+    hadamard_runs<1>(x, count, scale);
+  } else {
+    hadamard_runs<8>(x, count, scale);
   }
-  int64_t half = 16;
   for (; 4 * half <= width; half *= 4) {  // two stages in one pass over memory
     for (int64_t start = 0; start < count; start += 4 * half) {
       for (int64_t i = start; i < start + half; i += 16) {
@@ -133,12 +159,14 @@ inline void rotate_input(const hyper_shift_plan& plan, const void* x, int dtype,
   }
 }
 
-inline void rotate_output(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, float* y, int dtype,
-                          void* out) {
+inline void rotate_output(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, float* __restrict y,
+                          int dtype, void* out) {
   const int64_t width = plan.output_block, first = block * width;
   hadamard(y, width, width, 1.0f / std::sqrt(static_cast<float>(width)));
   const int64_t rows = first + width <= plan.out_features ? width : plan.out_features - first;
-  for (int64_t r = 0; r < rows; ++r) y[r] *= plan.signs_out[first + r] * from_bfloat16(out_scale[first + r]);
+  const float* __restrict signs = plan.signs_out + first;
+  const uint16_t* __restrict scales = out_scale + first;
+  for (int64_t r = 0; r < rows; ++r) y[r] *= signs[r] * from_bfloat16(scales[r]);
   store_as(y, rows, dtype, out, first);
 }
 

@@ -5,13 +5,7 @@
 #include <utility>
 
 #include "shift_matmul_steps.h"
-
-#define HYPER_INLINE inline __attribute__((always_inline))
-#if defined(__clang__)
-#define HYPER_UNROLL _Pragma("unroll")
-#else
-#define HYPER_UNROLL _Pragma("GCC unroll 16")
-#endif
+#include "simd/unroll.h"
 
 namespace hyper {
 namespace {

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "float16_inl.h"
+#include "simd/unroll.h"
 #include "winding_steps.h"
 
 #if defined(__AVX2__)
@@ -12,8 +13,6 @@
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
 #endif
-
-#define HYPER_INLINE inline __attribute__((always_inline))
 
 namespace hyper {
 namespace {
