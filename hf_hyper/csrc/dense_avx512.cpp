@@ -95,17 +95,19 @@ void multiply(const uint16_t* weights, const uint16_t* activations, int64_t step
   }
 }
 
-void finish_shift(const float* sums, bool odd, float offset, const float* units, float* rows) {
-  const __m512 in[2] = {_mm512_loadu_ps(sums), _mm512_loadu_ps(sums + 16)};
-  __m512 out[2] = {in[0], in[1]};
-  if (odd) {
-    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    out[0] = _mm512_permutex2var_ps(in[0], low, in[1]);
-    out[1] = _mm512_permutex2var_ps(in[0], _mm512_add_epi32(low, _mm512_set1_epi32(8)), in[1]);
-  }
-  for (int v = 0; v < 2; ++v) {
-    const __m512 centred = _mm512_sub_ps(out[v], _mm512_set1_ps(offset));
-    _mm512_storeu_ps(rows + 16 * v, _mm512_mul_ps(centred, _mm512_loadu_ps(units + 16 * v)));
+void finish_shift(const float* sums, int64_t tokens, bool odd, float offset, const float* totals, const float* units,
+                  float* const to[2], int64_t stride) {
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  const __m512 unit[2] = {_mm512_loadu_ps(units), _mm512_loadu_ps(units + 16)};
+  for (int64_t m = 0; m < tokens; ++m, sums += kPanelRows) {
+    const __m512 in[2] = {_mm512_loadu_ps(sums), _mm512_loadu_ps(sums + 16)};
+    const __m512 less = _mm512_set1_ps(offset * totals[m]);
+    const __m512 first = odd ? _mm512_permutex2var_ps(in[0], low, in[1]) : in[0];
+    const __m512 second = odd ? _mm512_permutex2var_ps(in[0], high, in[1]) : in[1];
+    _mm512_storeu_ps(to[0] + m * stride, _mm512_mul_ps(_mm512_sub_ps(first, less), unit[0]));
+    if (to[1] == nullptr) continue;
+    _mm512_storeu_ps(to[1] + m * stride, _mm512_mul_ps(_mm512_sub_ps(second, less), unit[1]));
   }
 }
 

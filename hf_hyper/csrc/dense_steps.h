@@ -30,8 +30,10 @@ struct DenseSteps {
   // sums = or, unless `fresh`, += products over `steps` steps; entry t is for t + 1 tokens
   void (*multiply[kDenseTokens])(const uint16_t* weights, const uint16_t* activations, int64_t steps, bool fresh,
                                  float* sums);
-  // One token's sums of decode_shift's panels at an odd rate or not -> (sums - offset) * units, [32 rows] in order
-  void (*finish_shift)(const float* sums, bool odd, float offset, const float* units, float* rows);
+  // Sums of decode_shift's panels, at an odd rate or not -> (sums - offset * totals [tokens]) * units [32], the rows of both
+  // tiles in order, tokens `stride` values apart; to[1] may be null
+  void (*finish_shift)(const float* sums, int64_t tokens, bool odd, float offset, const float* totals,
+                       const float* units, float* const to[2], int64_t stride);
 };
 
 // Null where this machine, this build or the instruction set in use has no such steps.

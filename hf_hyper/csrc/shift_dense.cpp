@@ -2,7 +2,6 @@
 // block of the output rotation rotates that block back and writes it.
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <vector>
 
 #include "dense_product.h"
@@ -39,14 +38,14 @@ class ShiftWeight {
   int64_t row_blocks() const { return (layout_.out_tiles + 1) / 2; }
 
   void load(int64_t token, float* values) {
-    common_.rotate_input(plan_, x_ + token * plan_.in_features * size_, dtype_, values);
-    space_.sums[token] = sum_of(values, layout_.columns);
+    space_.sums[token] = common_.rotate_input(plan_, x_ + token * plan_.in_features * size_, dtype_, values);
   }
 
   void decode(int64_t row_block, int64_t tile, int64_t tiles, uint16_t* weights) const {
     // A last tile keeps itself company.
     const int64_t next = tiles_of(row_block) == 2 ? layout_.tile_words : 0;
-    dense_.decode_shift[plan_.bits - 1](codes_ + 2 * row_block * layout_.tile_words + tile * 8 * plan_.bits, next, tiles, plan_.multiplier, weights);
+    dense_.decode_shift[plan_.bits - 1](codes_ + 2 * row_block * layout_.tile_words + tile * 8 * plan_.bits, next,
+                                        tiles, plan_.multiplier, weights);
   }
 
   void finish(int64_t row_block, const float* sums) {
@@ -56,29 +55,24 @@ class ShiftWeight {
     for (int r = 0; r < tiles * kTile; ++r) {
       units[r] = from_float16(scale_[first * kTile + r]) * plan_.inverse_deviation;
     }
-    for (int64_t m = 0; m < tokens_; ++m) {
-      float rows[kPanelRows];
-      dense_.finish_shift(sums + m * kPanelRows, plan_.bits % 2 == 1, plan_.mean_offset * space_.sums[m], units, rows);
-      for (int i = 0; i < tiles; ++i) {
-        const int64_t tile = first + i;
-        std::memcpy(product(tile / layout_.block_tiles, m) + tile % layout_.block_tiles * kTile, rows + i * kTile,
-                    kTile * sizeof(float));
-      }
-    }
+    float* to[2] = {product(first), tiles == 2 ? product(first + 1) : nullptr};
+    dense_.finish_shift(sums, tokens_, plan_.bits % 2 == 1, plan_.mean_offset, space_.sums.data(), units, to,
+                        plan_.output_block);
     for (int i = 0; i < tiles; ++i) {
       const int64_t block = (first + i) / layout_.block_tiles;
       if (space_.done[block].fetch_add(1, std::memory_order_acq_rel) + 1 < layout_.block_tiles) continue;
-      for (int64_t m = 0; m < tokens_; ++m) {
-        common_.rotate_output(plan_, block, out_scale_, product(block, m), dtype_, y_ + m * plan_.out_features * size_);
-      }
+      common_.rotate_output(plan_, block, out_scale_, product(block * layout_.block_tiles), tokens_, plan_.output_block,
+                            dtype_, y_);
     }
   }
 
  private:
   int tiles_of(int64_t row_block) const { return 2 * row_block + 1 < layout_.out_tiles ? 2 : 1; }
 
-  float* product(int64_t block, int64_t token) {
-    return space_.product.data() + (block * tokens_ + token) * plan_.output_block;
+  // Of an output tile and the first token; tokens are `output_block` values apart.
+  float* product(int64_t tile) {
+    return space_.product.data() + tile / layout_.block_tiles * tokens_ * plan_.output_block +
+           tile % layout_.block_tiles * kTile;
   }
 
   const hyper_shift_plan& plan_;

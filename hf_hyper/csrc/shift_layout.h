@@ -20,13 +20,4 @@ struct ShiftLayout {
         blocks(out_tiles / block_tiles) {}
 };
 
-// Sum in float64, which no order of the additions can spoil.
-inline float sum_of(const float* values, int64_t count) {
-  double sums[8] = {};
-  for (int64_t i = 0; i < count; i += 8) {
-    for (int j = 0; j < 8; ++j) sums[j] += values[i + j];
-  }
-  return static_cast<float>((sums[0] + sums[1] + (sums[2] + sums[3])) + (sums[4] + sums[5] + (sums[6] + sums[7])));
-}
-
 }  // namespace hyper

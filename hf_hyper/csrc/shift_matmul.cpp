@@ -66,8 +66,7 @@ class Chunk {
   void rotate(int token) {
     float* values = space_.rotated.data() + token * layout_.columns;
     if (token < tokens_) {
-      steps_.rotate_input(plan_, x_ + token * plan_.in_features * size_, dtype_, values);
-      sum_[token] = sum_of(values, layout_.columns);
+      sum_[token] = steps_.rotate_input(plan_, x_ + token * plan_.in_features * size_, dtype_, values);
     } else {
       std::fill_n(values, layout_.columns, 0.0f);
     }
@@ -94,11 +93,8 @@ class Chunk {
     }
     const int64_t block = tile / layout_.block_tiles;
     if (space_.done[block].fetch_add(1, std::memory_order_acq_rel) + 1 < layout_.block_tiles) return;
-    for (int m = 0; m < tokens_; ++m) {
-      steps_.rotate_output(plan_, block, out_scale_,
-                           space_.product.data() + m * layout_.out_tiles * kTile + block * plan_.output_block, dtype_,
-                           y_ + m * plan_.out_features * size_);
-    }
+    steps_.rotate_output(plan_, block, out_scale_, space_.product.data() + block * plan_.output_block, tokens_,
+                         layout_.out_tiles * kTile, dtype_, y_);
   }
 
   const hyper_shift_plan& plan_;

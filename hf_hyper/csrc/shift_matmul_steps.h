@@ -22,6 +22,7 @@ constexpr int kTile = 16;
 constexpr int kByteCentre = 510;  // half of the largest byte sum
 constexpr int kMaxTiles = 2;
 constexpr int kMaxTokens = 8;
+constexpr int kMaxOutputBlock = 128;
 
 constexpr int record_words(bool int8) { return int8 ? kTile + 2 : kTile; }
 
@@ -42,11 +43,12 @@ struct MatmulSteps {
   DecodeStep decode_float[8], decode_bfloat16[8];
   // values [in_tiles, 16] float -> activations of token `token` of `tokens`
   void (*arrange)(const float* values, int64_t in_tiles, bool int8, int token, int tokens, uint32_t* activations);
-  // x [in_features] of HYPER_* dtype -> R_in S_in x, [padded_in] float
-  void (*rotate_input)(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated);
-  // y [output_block] of block `block`, in the rotated basis and overwritten -> its part of out [out_features]
-  void (*rotate_output)(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, float* y, int dtype,
-                        void* out);
+  // x [in_features] of HYPER_* dtype -> R_in S_in x, [padded_in] float, and its sum
+  float (*rotate_input)(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated);
+  // y [tokens, output_block] of block `block`, in the rotated basis and overwritten, tokens `stride` values apart -> its
+  // columns of out [tokens, out_features]
+  void (*rotate_output)(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, float* y,
+                        int64_t tokens, int64_t stride, int dtype, void* out);
   // product [rows] of a HYPER_* dtype -> (product - offset) * units, [rows] float
   void (*scale_product)(const void* product, int dtype, int64_t rows, const float* units, float offset, float* values);
   void (*to_bfloat16)(const float* from, int64_t count, uint16_t* to);

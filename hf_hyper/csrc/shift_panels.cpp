@@ -26,8 +26,8 @@ void rotate_tokens(const hyper_shift_plan& plan, const void* x, int dtype, int64
     int64_t begin, end;
     while (work.take(&begin, &end)) {
       float* values = narrow ? buffer.data() : static_cast<float*>(rotated) + begin * columns;
-      steps.rotate_input(plan, static_cast<const char*>(x) + begin * plan.in_features * size, dtype, values);
-      sums[begin] = sum_of(values, columns);
+      sums[begin] =
+          steps.rotate_input(plan, static_cast<const char*>(x) + begin * plan.in_features * size, dtype, values);
       if (narrow) steps.to_bfloat16(values, columns, static_cast<uint16_t*>(rotated) + begin * columns);
     }
   });
@@ -80,7 +80,7 @@ void finish_tokens(const hyper_shift_plan& plan, const void* product, int produc
       steps.scale_product(static_cast<const char*>(product) + token * rows * product_size, product_dtype, rows,
                           units.data(), plan.mean_offset * sums[token], values.data());
       for (int64_t block = 0; block < blocks; ++block) {
-        steps.rotate_output(plan, first_block + block, out_scale, values.data() + block * plan.output_block, dtype,
+        steps.rotate_output(plan, first_block + block, out_scale, values.data() + block * plan.output_block, 1, 0, dtype,
                             static_cast<char*>(y) + token * plan.out_features * size);
       }
     }
