@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "shift_matmul_steps.h"
+#include "winding_steps.h"
 
 namespace hyper {
 
@@ -36,8 +37,16 @@ struct DenseSteps {
                        const float* units, float* const to[2], int64_t stride);
 };
 
+// 16 rows of `winding` from words[0..15] on, where a panel begins and of which available[r] may be read: `groups` groups ->
+// vector `v` of the panel.
+using DecodeWinding = void (*)(const WindingConstants& constants, const uint32_t* const words[16],
+                               const int64_t available[16], int64_t groups, int v, uint16_t* weights);
+
 // Null where this machine, this build or the instruction set in use has no such steps.
 const DenseSteps* dense_steps();
+
+// Of the same instruction set, by WindingConstants::near.
+const DecodeWinding* winding_panels();
 
 // Most tokens for which they are the fastest way; 0 if there are none.
 int64_t dense_tokens();
