@@ -1,9 +1,10 @@
 """`winding` on the compiled core.
 
-Three ways to multiply. Few tokens, `fused`: straight from the stored codes, every 8 tokens decode the weight once, sums in
-float32. More, `dense`: every weight is decoded once into the cache and multiplied as bfloat16; for bfloat16 activations,
-where the processor has dot products of bfloat16. Otherwise `panels`: the weight is decoded panel by panel for torch to
-multiply, in bfloat16 for bfloat16 activations and in float32 for the others, whose weights may not fit float16.
+Three ways to multiply. Few tokens, `fused`: straight from the stored codes, every 8 tokens decode the weight once, sums
+in float32. More, `dense`: every weight is decoded once into the cache and multiplied as bfloat16; for bfloat16
+activations, where the processor has dot products of bfloat16. Otherwise `panels`: the weight is decoded panel by panel
+for torch to multiply, in bfloat16 for bfloat16 activations and in float32 for the others, whose weights may not fit
+float16.
 """
 
 import functools

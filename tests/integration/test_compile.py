@@ -60,6 +60,7 @@ def test_generate_with_a_static_cache(model: PreTrainedModel) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for the code that inductor writes")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of inductor's own imports
 def test_inductor_generates_with_a_static_cache(model: PreTrainedModel) -> None:
     ids = torch.tensor([[1, 403, 407, 261]])
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "do_sample": False}
