@@ -27,7 +27,7 @@ from hf_hyper._native.shift_matmul import (
 )
 from hf_hyper._native.winding import winding_nearest
 from hf_hyper._native.winding_matmul import MAX_WIDTH as WINDING_MAX_WIDTH
-from hf_hyper._native.winding_matmul import WindingPlan, winding_decode, winding_matmul
+from hf_hyper._native.winding_matmul import WindingPlan, winding_decode, winding_matmul, winding_matmul_dense
 
 __all__ = [
     "WINDING_MAX_WIDTH",
@@ -52,5 +52,6 @@ __all__ = [
     "unavailable_reason",
     "winding_decode",
     "winding_matmul",
+    "winding_matmul_dense",
     "winding_nearest",
 ]

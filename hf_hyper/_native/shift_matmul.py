@@ -164,8 +164,8 @@ def _multiply(
 
 
 def dense_tokens() -> int:
-    """Most tokens for which `shift_matmul_dense` is the fastest way; 0 where the machine cannot run it."""
-    return require().hyper_shift_dense_tokens()
+    """Most tokens for which the dense products are the fastest way; 0 where the machine cannot run them."""
+    return require().hyper_dense_tokens()
 
 
 def shift_rotate(plan: ShiftPlan, x: Tensor, dtype: torch.dtype, threads: int | None = None) -> tuple[Tensor, Tensor]:

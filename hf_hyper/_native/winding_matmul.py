@@ -72,20 +72,43 @@ def winding_matmul(
         ConfigError: A tensor has another dtype or lies on another device.
         KernelUnavailable: There is no compiled core.
     """
-    library = require()
-    tensors = _stored_tensors(plan, codes, centre, shell_side)
+    return _multiply("winding_matmul", plan, _stored_tensors(plan, codes, centre, shell_side), x, threads)
+
+
+def winding_matmul_dense(
+    plan: WindingPlan, codes: Tensor, centre: Tensor, shell_side: Tensor, x: Tensor, threads: int | None = None
+) -> Tensor:
+    """`x @ weight.T` for many tokens: every weight is decoded once for up to 512 of them.
+
+    Activations and weights are rounded to bfloat16, sums are float32.
+
+    Args:
+        plan: Shape and constants.
+        codes: `[out_features, words of a row]` int32.
+        centre: `[2]` float32.
+        shell_side: `[num_shells + 1]` float32.
+        x: `[tokens, in_features]` float32, bfloat16 or float16.
+        threads: Threads to use; `torch.get_num_threads()` unless given. The result does not depend on it.
+
+    Returns:
+        `[tokens, out_features]`, dtype of `x`.
+
+    Raises:
+        ShapeError: A tensor has another shape than the plan wants.
+        ConfigError: A tensor has another dtype or lies on another device.
+        HyperError: `dense_tokens()` is 0.
+        KernelUnavailable: There is no compiled core.
+    """
+    return _multiply("winding_matmul_dense", plan, _stored_tensors(plan, codes, centre, shell_side), x, threads)
+
+
+def _multiply(name: str, plan: WindingPlan, tensors: list[Tensor], x: Tensor, threads: int | None) -> Tensor:
+    """Check activations, and call `hyper_{name}`."""
+    function = getattr(require(), f"hyper_{name}")
     x = activations(x, plan.in_features)
     y = x.new_empty(len(x), plan.out_features)
-    result = library.hyper_winding_matmul(
-        plan.address,
-        *(tensor.data_ptr() for tensor in tensors),
-        x.data_ptr(),
-        DTYPES[x.dtype],
-        len(x),
-        thread_count(threads),
-        y.data_ptr(),
-    )
-    check(result, "winding_matmul")
+    addresses = [tensor.data_ptr() for tensor in (*tensors, x)]
+    check(function(plan.address, *addresses, DTYPES[x.dtype], len(x), thread_count(threads), y.data_ptr()), name)
     return y
 
 

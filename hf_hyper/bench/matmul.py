@@ -79,19 +79,20 @@ def case(scheme: TensorScheme, tokens: Sequence[int], turns: int, bandwidth: flo
     float32 = [torch.randn(rows, columns) for _ in range(_copies(4, scheme))]
     size = codec.bits_per_weight(scheme) / 8 * scheme.num_weights
     rivals = _rivals(rows, columns, "cpu")
+    weight = reference.decode(stored[0], scheme, torch.float32)
     multiply = cpu.matmul_shift if scheme.hyperfunction == "shift" else cpu_winding.matmul_winding
     for count in tokens:
         x = torch.randn(count, columns).bfloat16()
         full = x.float()
         shift = scheme.hyperfunction == "shift"
-        way = cpu.way(count, x.dtype, scheme) if shift else cpu_winding.way(count)
+        way = cpu.way(count, x.dtype, scheme) if shift else cpu_winding.way(count, x.dtype)
         accuracies = ("exact", "int8") if shift and way == "fused" else ("exact",)  # the other ways know only one
 
         def ours(accuracy: str, number: int, x: Tensor = x) -> Tensor:
             cpu.set_activations(accuracy)
             return multiply(x, stored[number % len(stored)], scheme)
 
-        wanted = reference.matmul(full, stored[0], scheme)
+        wanted = linear(full, weight)
         for accuracy in accuracies:
             error = float((ours(accuracy, 0).float() - wanted).norm() / wanted.norm())
             if not error < MAX_ERROR[accuracy]:

@@ -6,7 +6,7 @@
 #include "hyper.h"
 #include "isa.h"
 #include "shift_decode.h"
-#include "shift_dense_steps.h"
+#include "dense_steps.h"
 #include "shift_encode.h"
 #include "shift_matmul.h"
 #include "shift_matmul_steps.h"
@@ -84,7 +84,7 @@ bool wide_dtype(int dtype) { return dtype == HYPER_FLOAT32 || dtype == HYPER_BFL
 
 }  // namespace
 
-int hyper_abi_version(void) { return 3; }
+int hyper_abi_version(void) { return 4; }
 
 const char* hyper_isa(void) { return hyper::kernels().name; }
 
@@ -159,7 +159,7 @@ int hyper_shift_matmul_dense(const hyper_shift_plan* plan, const uint32_t* codes
   return failure != HYPER_OK ? failure : supported ? HYPER_OK : HYPER_ERROR_ISA;
 }
 
-int64_t hyper_shift_dense_tokens(void) { return hyper::dense_tokens(); }
+int64_t hyper_dense_tokens(void) { return hyper::dense_tokens(); }
 
 int hyper_shift_rotate(const hyper_shift_plan* plan, const void* x, int dtype, int64_t tokens, int threads,
                        void* rotated, int rotated_dtype, float* sums) {
@@ -221,6 +221,22 @@ int hyper_winding_matmul(const hyper_winding_plan* plan, const uint32_t* codes, 
   }
   return guarded(
       [&] { hyper::multiply_winding(*plan, codes, centre, shell_side, x, dtype, tokens, clamped(threads), y); });
+}
+
+int hyper_winding_matmul_dense(const hyper_winding_plan* plan, const uint32_t* codes, const float* centre,
+                               const float* shell_side, const void* x, int dtype, int64_t tokens, int threads,
+                               void* y) {
+  if (!valid(plan) || !valid_dtype(dtype) || tokens < 0 || threads < 1) return HYPER_ERROR_ARGUMENT;
+  if (tokens == 0) return HYPER_OK;
+  if (codes == nullptr || centre == nullptr || shell_side == nullptr || x == nullptr || y == nullptr) {
+    return HYPER_ERROR_ARGUMENT;
+  }
+  bool supported = false;
+  const int failure = guarded([&] {
+    supported =
+        hyper::multiply_winding_dense(*plan, codes, centre, shell_side, x, dtype, tokens, clamped(threads), y);
+  });
+  return failure != HYPER_OK ? failure : supported ? HYPER_OK : HYPER_ERROR_ISA;
 }
 
 int hyper_winding_decode(const hyper_winding_plan* plan, const uint32_t* codes, const float* centre,

@@ -93,12 +93,12 @@ HYPER_API int hyper_shift_matmul(const hyper_shift_plan* plan, const uint32_t* c
                                  int threads, void* y);
 
 // The same for many tokens: every output tile is decoded once for up to 512 of them. Rotated activations and byte sums are
-// rounded to bfloat16. HYPER_ERROR_ISA where hyper_shift_dense_tokens() is 0.
+// rounded to bfloat16. HYPER_ERROR_ISA where hyper_dense_tokens() is 0.
 HYPER_API int hyper_shift_matmul_dense(const hyper_shift_plan* plan, const uint32_t* codes, const uint16_t* scale,
                                        const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, int threads,
                                        void* y);
-// Most tokens for which it beats the product below; it needs dot products of bfloat16 pairs.
-HYPER_API int64_t hyper_shift_dense_tokens(void);
+// Most tokens for which the dense products are the fastest; 0 without dot products of bfloat16 pairs.
+HYPER_API int64_t hyper_dense_tokens(void);
 
 // For many tokens: y = finish(rotate(x) · decode_rows()^T), the product by a library for matrices.
 //   rotated [tokens, Q], float32 or bfloat16; sums [tokens]: of each token's rotated values, before any rounding
@@ -136,6 +136,12 @@ typedef struct hyper_winding_plan {
 HYPER_API int hyper_winding_matmul(const hyper_winding_plan* plan, const uint32_t* codes, const float* centre,
                                    const float* shell_side, const void* x, int dtype, int64_t tokens, int threads,
                                    void* y);
+
+// The same for many tokens: every weight is decoded once for up to 512 of them. Activations and weights are rounded to
+// bfloat16. HYPER_ERROR_ISA where hyper_dense_tokens() is 0.
+HYPER_API int hyper_winding_matmul_dense(const hyper_winding_plan* plan, const uint32_t* codes, const float* centre,
+                                         const float* shell_side, const void* x, int dtype, int64_t tokens,
+                                         int threads, void* y);
 
 // Weights of some rows, rounded from float32 to `dtype`: [rows, in_features]. The same on every machine.
 HYPER_API int hyper_winding_decode(const hyper_winding_plan* plan, const uint32_t* codes, const float* centre,

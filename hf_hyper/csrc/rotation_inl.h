@@ -9,6 +9,7 @@
 
 #include "float16_inl.h"
 #include "shift_matmul_steps.h"
+#include "simd/unroll.h"
 
 namespace hyper {
 namespace {
@@ -16,12 +17,12 @@ namespace {
 typedef float Float16Lanes __attribute__((vector_size(64)));
 typedef int32_t Index16Lanes __attribute__((vector_size(64)));
 
-inline __attribute__((always_inline)) void load16(Float16Lanes& out, const float* p) { std::memcpy(&out, p, 64); }
-inline __attribute__((always_inline)) void store16(float* p, const Float16Lanes& a) { std::memcpy(p, &a, 64); }
+HYPER_INLINE void load16(Float16Lanes& out, const float* p) { std::memcpy(&out, p, 64); }
+HYPER_INLINE void store16(float* p, const Float16Lanes& a) { std::memcpy(p, &a, 64); }
 
 // x = x[i ^ kHalf] + (x or -x): one stage of the transform inside a vector.
 template <int kHalf>
-inline __attribute__((always_inline)) void butterfly(Float16Lanes& x) {
+HYPER_INLINE void butterfly(Float16Lanes& x) {
   constexpr auto sign = [](int i) { return i & kHalf ? -1.0f : 1.0f; };
   const Float16Lanes signs = {sign(0), sign(1), sign(2),  sign(3),  sign(4),  sign(5),  sign(6),  sign(7),
                               sign(8), sign(9), sign(10), sign(11), sign(12), sign(13), sign(14), sign(15)};
@@ -38,18 +39,42 @@ inline __attribute__((always_inline)) void butterfly(Float16Lanes& x) {
   x = other + x * signs;
 }
 
+// Walsh-Hadamard transforms of consecutive runs of 16 * kVectors, times `scale`, in registers.
+template <int kVectors>
+HYPER_INLINE void hadamard_runs(float* x, int64_t count, float scale) {
+  for (int64_t start = 0; start < count; start += 16 * kVectors) {
+    Float16Lanes a[kVectors];
+    HYPER_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      load16(a[v], x + start + 16 * v);
+      butterfly<1>(a[v]);
+      butterfly<2>(a[v]);
+      butterfly<4>(a[v]);
+      butterfly<8>(a[v]);
+      a[v] *= scale;
+    }
+    HYPER_UNROLL
+    for (int half = 1; half < kVectors; half *= 2) {
+      HYPER_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        if (v & half) continue;
+        const Float16Lanes sum = a[v] + a[v + half];
+        a[v + half] = a[v] - a[v + half];
+        a[v] = sum;
+      }
+    }
+    HYPER_UNROLL
+    for (int v = 0; v < kVectors; ++v) store16(x + start + 16 * v, a[v]);
+  }
+}
+
 // Walsh-Hadamard transforms of consecutive runs of `width` (a power of two, at least 16), times `scale`.
 inline void hadamard(float* x, int64_t count, int64_t width, float scale) {
-  for (int64_t i = 0; i < count; i += 16) {
-    Float16Lanes a;
-    load16(a, x + i);
-    butterfly<1>(a);
-    butterfly<2>(a);
-    butterfly<4>(a);
-    butterfly<8>(a);
-    store16(x + i, a * scale);
-  }
-  int64_t half = 16;
+  int64_t half = width < 128 ? width : 128;
+  if (half == 16) hadamard_runs<1>(x, count, scale);
+  if (half == 32) hadamard_runs<2>(x, count, scale);
+  if (half == 64) hadamard_runs<4>(x, count, scale);
+  if (half == 128) hadamard_runs<8>(x, count, scale);
   for (; 4 * half <= width; half *= 4) {  // two stages in one pass over memory
     for (int64_t start = 0; start < count; start += 4 * half) {
       for (int64_t i = start; i < start + half; i += 16) {
@@ -79,28 +104,46 @@ inline void hadamard(float* x, int64_t count, int64_t width, float scale) {
   }
 }
 
-// x viewed as [count / (size * inner), size, inner]: the middle axis times matrix [size, size] transposed. Columns are
-// copied kLanes at a time, because the product overwrites them.
+// Rows first, first + 2, ... of a cosine matrix times a column of `half` values, kRows of them -> to, `inner` apart.
+template <int kRows, class Lanes>
+HYPER_INLINE void mix_rows(const Lanes* column, int64_t half, const float* matrix, int64_t size, int64_t first,
+                           int64_t inner, float* to) {
+  Lanes sum[kRows] = {};
+  const float* row = matrix + first * size;
+  for (int64_t j = 0; j < half; ++j) {
+    HYPER_UNROLL
+    for (int q = 0; q < kRows; ++q) sum[q] += column[j] * row[2 * q * size + j];
+  }
+  HYPER_UNROLL
+  for (int q = 0; q < kRows; ++q) std::memcpy(to + (first + 2 * q) * inner, &sum[q], sizeof(Lanes));
+}
+
+// x viewed as [count / (size * inner), size, inner]: the middle axis times the cosine matrix [size, size] transposed. Its
+// even rows are even about their middle and its odd rows odd, which halves the products.
 template <int kLanes, int kMaxSize>
 inline void mix_columns(float* x, int64_t count, int64_t size, int64_t inner, const float* matrix) {
   typedef float Lanes __attribute__((vector_size(4 * kLanes)));
   constexpr int kRows = 4;  // independent sums, to hide the latency of fma
-  alignas(64) float column[kMaxSize * kLanes];
+  const int64_t half = (size + 1) / 2;
+  Lanes column[2][kMaxSize / 2 + 1];
   for (int64_t start = 0; start < count; start += size * inner) {
     for (int64_t i = 0; i < inner; i += kLanes) {
       float* from = x + start + i;
-      for (int64_t j = 0; j < size; ++j) std::memcpy(column + kLanes * j, from + j * inner, sizeof(Lanes));
-      for (int64_t r = 0; r < size; r += kRows) {
-        Lanes sum[kRows] = {};
-        const int64_t rows = size - r < kRows ? size - r : kRows;
-        const float* row[kRows];
-        for (int64_t q = 0; q < kRows; ++q) row[q] = matrix + (q < rows ? r + q : r) * size;
-        for (int64_t j = 0; j < size; ++j) {
-          Lanes a;
-          std::memcpy(&a, column + kLanes * j, sizeof a);
-          for (int q = 0; q < kRows; ++q) sum[q] += a * row[q][j];
+      for (int64_t j = 0; j < size / 2; ++j) {
+        Lanes low, high;
+        std::memcpy(&low, from + j * inner, sizeof low);
+        std::memcpy(&high, from + (size - 1 - j) * inner, sizeof high);
+        column[0][j] = low + high;
+        column[1][j] = low - high;
+      }
+      if (size % 2 == 1) std::memcpy(&column[0][half - 1], from + (half - 1) * inner, sizeof(Lanes));
+      for (int odd = 0; odd < 2; ++odd) {
+        const int64_t terms = odd == 1 ? size / 2 : half;
+        int64_t r = odd;
+        for (; r + 2 * (kRows - 1) < size; r += 2 * kRows) {
+          mix_rows<kRows>(column[odd], terms, matrix, size, r, inner, from);
         }
-        for (int64_t q = 0; q < rows; ++q) std::memcpy(from + (r + q) * inner, &sum[q], sizeof(Lanes));
+        for (; r < size; r += 2) mix_rows<1>(column[odd], terms, matrix, size, r, inner, from);
       }
     }
   }
@@ -117,7 +160,26 @@ inline void mix_axis(float* x, int64_t count, int64_t size, int64_t inner, const
 
 inline int64_t padded_to_tiles(int64_t size) { return (size + kTile - 1) / kTile * kTile; }
 
-inline void rotate_input(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated) {
+// Sum in float64, which no order of the additions can spoil. `count` is a multiple of 16.
+inline float sum_of(const float* values, int64_t count) {
+  typedef double Doubles __attribute__((vector_size(64)));
+  typedef float Floats __attribute__((vector_size(32)));
+  Doubles sums[2] = {};
+  for (int64_t i = 0; i < count; i += 16) {
+    HYPER_UNROLL
+    for (int v = 0; v < 2; ++v) {
+      Floats part;
+      std::memcpy(&part, values + i + 8 * v, sizeof part);
+      sums[v] += __builtin_convertvector(part, Doubles);
+    }
+  }
+  const Doubles all = sums[0] + sums[1];
+  double total = 0;
+  for (int i = 0; i < 8; ++i) total += all[i];
+  return static_cast<float>(total);
+}
+
+inline float rotate_input(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated) {
   const int64_t padded = padded_to_tiles(plan.in_features), width = padded / plan.input_blocks;
   load_scaled(x, dtype, plan.in_features, plan.signs_in, rotated);
   for (int64_t i = plan.in_features; i < padded; ++i) rotated[i] = 0.0f;
@@ -131,15 +193,21 @@ inline void rotate_input(const hyper_shift_plan& plan, const void* x, int dtype,
     mix_axis(rotated, padded, size, inner, matrix);
     matrix += size * size;
   }
+  return sum_of(rotated, padded);
 }
 
-inline void rotate_output(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, float* y, int dtype,
-                          void* out) {
+inline void rotate_output(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, float* y,
+                          int64_t tokens, int64_t stride, int dtype, void* out) {
   const int64_t width = plan.output_block, first = block * width;
-  hadamard(y, width, width, 1.0f / std::sqrt(static_cast<float>(width)));
   const int64_t rows = first + width <= plan.out_features ? width : plan.out_features - first;
-  for (int64_t r = 0; r < rows; ++r) y[r] *= plan.signs_out[first + r] * from_bfloat16(out_scale[first + r]);
-  store_as(y, rows, dtype, out, first);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(width));
+  float factors[kMaxOutputBlock];
+  for (int64_t r = 0; r < rows; ++r) factors[r] = plan.signs_out[first + r] * from_bfloat16(out_scale[first + r]);
+  for (int64_t m = 0; m < tokens; ++m, y += stride) {
+    hadamard(y, width, width, scale);
+    for (int64_t r = 0; r < rows; ++r) y[r] *= factors[r];
+    store_as(y, rows, dtype, out, m * plan.out_features + first);
+  }
 }
 
 inline void scale_product(const void* product, int dtype, int64_t rows, const float* units, float offset,

@@ -1,18 +1,17 @@
 // Fused product for few tokens: rotate, multiply straight from the stored codes, rotate back, in one job of the pool.
 //
 // Tokens go through in chunks of up to 8; a chunk decodes every weight once. The job has two phases. First the threads
-// take tokens, rotate them and arrange them in lanes. Then they take strips of output tiles; whoever finishes the last
-// strip of an output block rotates that block back and writes it.
+// take tokens, rotate them and arrange them. Then they take strips of output tiles; whoever finishes the last
+// tile of an output block rotates that block back and writes it.
 #include "shift_matmul.h"
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <thread>
 #include <vector>
 
 #include "float16_inl.h"
-#include "shift_matmul_layout.h"
+#include "shift_layout.h"
 #include "thread_pool.h"
 
 namespace hyper {
@@ -20,9 +19,9 @@ namespace {
 
 // Buffers of one call, kept by the calling thread for its next one.
 struct Workspace {
-  std::vector<float> rotated;         // [form, in_tiles * 16, rounded up to groups]
-  std::vector<uint32_t> activations;  // as in shift_matmul_steps.h, full groups and then the ragged one
-  std::vector<float> product;         // [tokens, padded_out]
+  std::vector<float> rotated;          // [form, in_tiles * 16]
+  std::vector<uint32_t> activations;   // as in shift_matmul_steps.h
+  std::vector<float> product;          // [tokens, padded_out]
   std::vector<std::atomic<int>> done;  // output tiles finished, by block
 };
 
@@ -32,20 +31,17 @@ class Chunk {
         const char* x, int dtype, int tokens, bool int8, int threads, char* y, Workspace& space)
       : plan_(plan), codes_(codes), scale_(scale), out_scale_(out_scale), x_(x), y_(y), dtype_(dtype),
         size_(dtype == HYPER_FLOAT32 ? 4 : 2), tokens_(tokens), form_(token_form(tokens)), wide_(kTokenForms[form_]),
-        int8_(int8), steps_(matmul_steps()), layout_(plan, steps_.lanes, threads), space_(space),
-        multiply_((int8 ? steps_.int8 : steps_.exact)[plan.bits - 1][form_]), to_rotate_(wide_, 1),
-        strips_(layout_.strips, std::max<int64_t>(1, layout_.strips / (8 * threads))) {
-    const int64_t group_words = activation_rows(int8) * wide_ * layout_.lanes;
-    ragged_ = layout_.full_groups * group_words;
+        int8_(int8), steps_(matmul_steps()), layout_(plan), space_(space),
+        multiply_((int8 ? steps_.int8 : steps_.exact)[plan.bits - 1][form_]), strip_tiles_(steps_.tiles[plan.bits - 1]),
+        strips_((layout_.out_tiles + strip_tiles_ - 1) / strip_tiles_), to_rotate_(wide_, 1),
+        to_multiply_(strips_, std::max<int64_t>(1, strips_ / (16 * threads))) {
     space.rotated.resize(wide_ * layout_.columns);
-    space.activations.resize(ragged_ + (layout_.rest > 0 ? group_words : 0) + kAlign);
+    space.activations.resize(record_words(int8) * wide_ * layout_.in_tiles);
     space.product.resize(tokens * layout_.out_tiles * kTile);
     if (static_cast<int64_t>(space.done.size()) < layout_.blocks) {
       space.done = std::vector<std::atomic<int>>(layout_.blocks);
     }
     for (int64_t block = 0; block < layout_.blocks; ++block) space.done[block].store(0, std::memory_order_relaxed);
-    const auto address = reinterpret_cast<uintptr_t>(space.activations.data());
-    activations_ = space.activations.data() + (64 - address % 64) % 64 / 4;
   }
 
   void run(int threads) {
@@ -53,8 +49,6 @@ class Chunk {
   }
 
  private:
-  static constexpr int kAlign = 16;
-
   void work() {
     int64_t begin, end;
     while (to_rotate_.take(&begin, &end)) {
@@ -64,72 +58,43 @@ class Chunk {
     for (int spin = 0; rotated_.load(std::memory_order_acquire) < wide_; ++spin) {
       if (spin > 10000) std::this_thread::yield();
     }
-    while (strips_.take(&begin, &end)) {
-      for (int64_t strip = begin; strip < end; ++strip) multiply(strip);
+    while (to_multiply_.take(&begin, &end)) {
+      for (int64_t strip = begin; strip < end; ++strip) multiply(strip * strip_tiles_);
     }
   }
 
   void rotate(int token) {
     float* values = space_.rotated.data() + token * layout_.columns;
     if (token < tokens_) {
-      steps_.rotate_input(plan_, x_ + token * plan_.in_features * size_, dtype_, values);
-      sum_[token] = sum_of(values, layout_.in_tiles * kTile);
+      sum_[token] = steps_.rotate_input(plan_, x_ + token * plan_.in_features * size_, dtype_, values);
     } else {
-      std::fill_n(values, layout_.in_tiles * kTile, 0.0f);
+      std::fill_n(values, layout_.columns, 0.0f);
     }
-    steps_.arrange(values, layout_.full_groups, int8_, token, wide_, activations_);
-    if (layout_.rest == 0) return;
-    float ragged[kMaxLanes * kTile] = {};
-    const int64_t count = layout_.rest * kTile;
-    for (int s = 0; s < layout_.segments; ++s) {
-      std::copy_n(values + layout_.in_tiles * kTile - count, count, ragged + s * count);
-    }
-    steps_.arrange(ragged, 1, int8_, token, wide_, activations_ + ragged_);
+    steps_.arrange(values, layout_.in_tiles, int8_, token, wide_, space_.activations.data());
   }
 
-  // Output tiles strip * segments and following.
-  void multiply(int64_t strip) {
-    alignas(64) float sums[kTile * kMaxTokens * kMaxLanes];
-    float totals[kMaxLanes][kTile * kMaxTokens];
-    float ragged[kTile * kMaxTokens * kMaxLanes];
-    const size_t cleared = sizeof(float) * kTile * wide_ * layout_.lanes;
-    const int words = 8 * plan_.bits;
-    const int64_t first = strip * layout_.segments;
-    for (int s = 0; s < layout_.segments; ++s) {
-      std::memset(sums, 0, cleared);
-      multiply_(codes_ + (first + s) * layout_.in_tiles * words, layout_.full_groups, activations_, plan_.multiplier,
-                sums);
-      steps_.reduce(sums, kTile * wide_, 1, layout_.lanes, totals[s]);
+  // Output tiles `first` and following of a strip.
+  void multiply(int64_t first) {
+    float totals[kMaxTokens * kMaxTiles * kTile];
+    const int tiles = static_cast<int>(std::min<int64_t>(strip_tiles_, layout_.out_tiles - first));
+    // The last tile keeps itself company.
+    multiply_(codes_ + first * layout_.tile_words, tiles > 1 ? layout_.tile_words : 0, layout_.in_tiles,
+              space_.activations.data(), plan_.multiplier, totals);
+    for (int i = 0; i < tiles; ++i) finish(first + i, totals + i * kTile);
+  }
+
+  // totals [tokens, 16], `strip_tiles_` * 16 apart, of one output tile.
+  void finish(int64_t tile, const float* totals) {
+    float units[kTile];
+    for (int r = 0; r < kTile; ++r) units[r] = from_float16(scale_[tile * kTile + r]) * plan_.inverse_deviation;
+    for (int m = 0; m < tokens_; ++m, totals += strip_tiles_ * kTile) {
+      float* to = space_.product.data() + (m * layout_.out_tiles + tile) * kTile;
+      for (int r = 0; r < kTile; ++r) to[r] = (totals[r] - plan_.mean_offset * sum_[m]) * units[r];
     }
-    if (layout_.rest > 0) {
-      alignas(64) uint32_t gathered[kMaxLanes * 64];
-      layout_.gather_rest(codes_, words, first, layout_.segments, gathered);
-      std::memset(sums, 0, cleared);
-      multiply_(gathered, 1, activations_ + ragged_, plan_.multiplier, sums);
-      steps_.reduce(sums, kTile * wide_, layout_.segments, layout_.rest, ragged);
-      for (int s = 0; s < layout_.segments; ++s) {
-        for (int i = 0; i < kTile * wide_; ++i) totals[s][i] += ragged[i * layout_.segments + s];
-      }
-    }
-    for (int s = 0; s < layout_.segments; ++s) {
-      for (int r = 0; r < kTile; ++r) {
-        const int64_t row = (first + s) * kTile + r;
-        const float unit = from_float16(scale_[row]) * plan_.inverse_deviation;
-        for (int m = 0; m < tokens_; ++m) {
-          const float centred = totals[s][r * wide_ + m] - plan_.mean_offset * sum_[m];
-          space_.product[m * layout_.out_tiles * kTile + row] = centred * unit;
-        }
-      }
-    }
-    const int64_t block = first / layout_.block_tiles;
-    const int before = space_.done[block].fetch_add(layout_.segments, std::memory_order_acq_rel);
-    if (before + layout_.segments == layout_.block_tiles) {
-      for (int m = 0; m < tokens_; ++m) {
-        steps_.rotate_output(plan_, block, out_scale_,
-                             space_.product.data() + m * layout_.out_tiles * kTile + block * plan_.output_block,
-                             dtype_, y_ + m * plan_.out_features * size_);
-      }
-    }
+    const int64_t block = tile / layout_.block_tiles;
+    if (space_.done[block].fetch_add(1, std::memory_order_acq_rel) + 1 < layout_.block_tiles) return;
+    steps_.rotate_output(plan_, block, out_scale_, space_.product.data() + block * plan_.output_block, tokens_,
+                         layout_.out_tiles * kTile, dtype_, y_);
   }
 
   const hyper_shift_plan& plan_;
@@ -143,10 +108,10 @@ class Chunk {
   const ShiftLayout layout_;
   Workspace& space_;
   const MultiplyStep multiply_;
-  uint32_t* activations_;
-  int64_t ragged_;  // where the ragged group's activations begin
+  const int strip_tiles_;  // output tiles that the kernel takes at once
+  const int64_t strips_;
   float sum_[kMaxTokens] = {};
-  WorkCounter to_rotate_, strips_;
+  WorkCounter to_rotate_, to_multiply_;
   std::atomic<int> rotated_{0};
 };
 

@@ -3,13 +3,14 @@
 #include <cstring>
 
 #include "isa.h"
-#include "shift_dense_steps.h"
+#include "dense_steps.h"
 #include "shift_matmul_steps.h"
 
 namespace hyper {
 
 extern const MatmulSteps kMatmulAvx512, kMatmulAvx2, kMatmulNeon, kMatmulScalar;
 extern const DenseSteps kDenseAvx512;
+extern const DecodeWinding kDecodeWindingAvx512[2];
 
 namespace {
 
@@ -43,6 +44,14 @@ const DenseSteps* dense_steps() {
   if (supported && &matmul_steps() == &kMatmulAvx512) return &kDenseAvx512;
 #endif
   return nullptr;
+}
+
+const DecodeWinding* winding_panels() {
+#if defined(HYPER_X86)
+  return kDecodeWindingAvx512;
+#else
+  return nullptr;
+#endif
 }
 
 int64_t dense_tokens() {

@@ -9,7 +9,7 @@
 
 #include "float16_inl.h"
 #include "shift_matmul.h"
-#include "shift_matmul_layout.h"
+#include "shift_layout.h"
 #include "thread_pool.h"
 
 namespace hyper {
@@ -17,7 +17,7 @@ namespace hyper {
 void rotate_tokens(const hyper_shift_plan& plan, const void* x, int dtype, int64_t tokens, int threads, void* rotated,
                    int rotated_dtype, float* sums) {
   const MatmulSteps& steps = matmul_steps();
-  const int64_t columns = ShiftLayout(plan, steps.lanes, threads).columns;
+  const int64_t columns = ShiftLayout(plan).columns;
   const int64_t size = dtype == HYPER_FLOAT32 ? 4 : 2;
   const bool narrow = rotated_dtype == HYPER_BFLOAT16;
   WorkCounter work(tokens, 1);
@@ -26,8 +26,8 @@ void rotate_tokens(const hyper_shift_plan& plan, const void* x, int dtype, int64
     int64_t begin, end;
     while (work.take(&begin, &end)) {
       float* values = narrow ? buffer.data() : static_cast<float*>(rotated) + begin * columns;
-      steps.rotate_input(plan, static_cast<const char*>(x) + begin * plan.in_features * size, dtype, values);
-      sums[begin] = sum_of(values, columns);
+      sums[begin] =
+          steps.rotate_input(plan, static_cast<const char*>(x) + begin * plan.in_features * size, dtype, values);
       if (narrow) steps.to_bfloat16(values, columns, static_cast<uint16_t*>(rotated) + begin * columns);
     }
   });
@@ -36,26 +36,28 @@ void rotate_tokens(const hyper_shift_plan& plan, const void* x, int dtype, int64
 void decode_rows(const hyper_shift_plan& plan, const uint32_t* codes, int64_t first_tile, int64_t tiles, int threads,
                  void* rows, int rows_dtype) {
   const MatmulSteps& steps = matmul_steps();
-  const ShiftLayout layout(plan, steps.lanes, 1);
+  const ShiftLayout layout(plan);
   const DecodeStep decode = (rows_dtype == HYPER_BFLOAT16 ? steps.decode_bfloat16 : steps.decode_float)[plan.bits - 1];
   const int64_t size = rows_dtype == HYPER_BFLOAT16 ? 2 : 4;
-  const int words = 8 * plan.bits;
-  WorkCounter work(tiles, 1);
+  const int at_once = steps.tiles[plan.bits - 1];
+  WorkCounter work(tiles, at_once);
   run_on_threads(threads, [&] {
     int64_t tile, end;
     while (work.take(&tile, &end)) {
+      const uint32_t* from = codes + (first_tile + tile) * layout.tile_words;
       char* to = static_cast<char*>(rows) + tile * kTile * layout.columns * size;
-      decode(codes + (first_tile + tile) * layout.in_tiles * words, layout.full_groups, plan.multiplier, to,
-             layout.columns);
-      if (layout.rest == 0) continue;
-      alignas(64) uint32_t gathered[kMaxLanes * 64];
-      float panel[kTile * kMaxLanes * kTile];
-      layout.gather_rest(codes, words, first_tile + tile, 1, gathered);
-      const int64_t wide = layout.lanes * kTile, kept = layout.rest * kTile;
-      decode(gathered, 1, plan.multiplier, panel, wide);
-      for (int r = 0; r < kTile; ++r) {
-        std::memcpy(to + ((r + 1) * layout.columns - kept) * size,
-                    reinterpret_cast<const char*>(panel) + r * wide * size, kept * size);
+      if (end - tile == at_once) {
+        decode(from, layout.tile_words, layout.in_tiles, plan.multiplier, to, layout.columns);
+        continue;
+      }
+      // A last tile, which keeps itself company: the second copy of its rows is dropped.
+      for (int64_t t = 0; t < layout.in_tiles; ++t) {
+        float both[kMaxTiles * kTile * kTile];
+        decode(from + t * 8 * plan.bits, 0, 1, plan.multiplier, both, kTile);
+        for (int r = 0; r < kTile; ++r) {
+          std::memcpy(to + (r * layout.columns + t * kTile) * size,
+                      reinterpret_cast<const char*>(both) + r * kTile * size, kTile * size);
+        }
       }
     }
   });
@@ -78,7 +80,7 @@ void finish_tokens(const hyper_shift_plan& plan, const void* product, int produc
       steps.scale_product(static_cast<const char*>(product) + token * rows * product_size, product_dtype, rows,
                           units.data(), plan.mean_offset * sums[token], values.data());
       for (int64_t block = 0; block < blocks; ++block) {
-        steps.rotate_output(plan, first_block + block, out_scale, values.data() + block * plan.output_block, dtype,
+        steps.rotate_output(plan, first_block + block, out_scale, values.data() + block * plan.output_block, 1, 0, dtype,
                             static_cast<char*>(y) + token * plan.out_features * size);
       }
     }

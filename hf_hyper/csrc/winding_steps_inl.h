@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "float16_inl.h"
+#include "simd/unroll.h"
 #include "winding_steps.h"
 
 #if defined(__AVX2__)
@@ -12,8 +13,6 @@
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
 #endif
-
-#define HYPER_INLINE inline __attribute__((always_inline))
 
 namespace hyper {
 namespace {
@@ -134,6 +133,16 @@ HYPER_INLINE void locate(const WindingConstants& constants, const uint32_t* word
   for (int d = 0; d < 2; ++d) points.angle[d] = points.place * constants.direction[d];
 }
 
+// Both weights of every point.
+HYPER_INLINE void weigh(const WindingConstants& constants, const Points& points, Floats weight[2]) {
+  const Ints orbit = points.place != ~0u;
+  for (int d = 0; d < 2; ++d) {
+    const Ints angle = reinterpret_cast<Ints>(points.angle[d] - 0x80000000u) & orbit;
+    const Floats coordinate = __builtin_convertvector(angle, Floats) * 0x1p-32f;
+    weight[d] = points.side * coordinate + constants.centre[d];
+  }
+}
+
 // Calls body(group, words of the group, phase) for every group of a row; the last groups of a weight read from a copy,
 // because nothing behind them may be read.
 template <class Body>
@@ -207,14 +216,10 @@ void decode_row(const WindingConstants& constants, const uint32_t* words, int64_
   for_groups(constants, words, available, groups, [&](int64_t group, const uint32_t* from, int phase) {
     Points points;
     locate<kNear>(constants, from, phase, points);
-    const Ints orbit = points.place != ~0u;
     float pairs[2][kPairs];
-    for (int d = 0; d < 2; ++d) {
-      const Ints angle = reinterpret_cast<Ints>(points.angle[d] - 0x80000000u) & orbit;
-      const Floats coordinate = __builtin_convertvector(angle, Floats) * 0x1p-32f;
-      const Floats weight = points.side * coordinate + constants.centre[d];
-      std::memcpy(pairs[d], &weight, sizeof weight);
-    }
+    Floats weight[2];
+    weigh(constants, points, weight);
+    std::memcpy(pairs, weight, sizeof pairs);
     float* to = weights + group * 2 * kPairs;
     for (int i = 0; i < kPairs; ++i) {
       to[2 * i] = pairs[0][i];

@@ -1,8 +1,10 @@
 """`winding` on the compiled core.
 
-Few tokens: straight from the stored codes, every 8 tokens decode the weight once, sums in float32. Many: the weight is
-decoded panel by panel for torch to multiply, in bfloat16 for bfloat16 activations and in float32 for the others, whose
-weights may not fit float16.
+Three ways to multiply. Few tokens, `fused`: straight from the stored codes, every 8 tokens decode the weight once, sums
+in float32. More, `dense`: every weight is decoded once into the cache and multiplied as bfloat16; for bfloat16
+activations, where the processor has dot products of bfloat16. Otherwise `panels`: the weight is decoded panel by panel
+for torch to multiply, in bfloat16 for bfloat16 activations and in float32 for the others, whose weights may not fit
+float16.
 """
 
 import functools
@@ -18,8 +20,8 @@ from hf_hyper.scheme import TensorScheme
 
 __all__ = ["decode_winding", "matmul_winding", "way"]
 
-FUSED_TOKENS = 8
-"""Most tokens for which the product from the codes is the faster way: 4096 x 4096, one core of Zen 4."""
+FUSED_TOKENS = {"dense": 1, "panels": 8}
+"""Most tokens for which the product from the codes is faster than each other way: 4096 x 4096, one core of Zen 4."""
 PANEL_WEIGHTS = 1 << 20
 """Weights decoded at a time."""
 
@@ -37,16 +39,23 @@ def decode_winding(tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: t
 def matmul_winding(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:
     """`x @ weight.T` of `winding` without incoherence; see `reference.matmul`."""
     rows = x.reshape(-1, scheme.in_features)
-    if way(len(rows)) == "fused":
+    found = way(len(rows), x.dtype)
+    if found == "fused":
         y = _native.winding_matmul(_plan(scheme), *_stored(tensors), rows)
+    elif found == "dense":
+        y = _native.winding_matmul_dense(_plan(scheme), *_stored(tensors), rows)
     else:
         y = _matmul_panels(rows, tensors, scheme)
     return y.view(*x.shape[:-1], scheme.out_features)
 
 
-def way(tokens: int) -> str:
-    """How `matmul_winding` multiplies a number of tokens: `fused` or `panels`."""
-    return "fused" if tokens <= FUSED_TOKENS else "panels"
+def way(tokens: int, dtype: torch.dtype) -> str:
+    """How `matmul_winding` multiplies a number of tokens: `fused`, `dense` or `panels`."""
+    if tokens <= FUSED_TOKENS["dense"]:
+        return "fused"
+    if dtype == torch.bfloat16 and tokens <= _native.dense_tokens():
+        return "dense"
+    return "fused" if tokens <= FUSED_TOKENS["panels"] else "panels"
 
 
 def _matmul_panels(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:

@@ -1,5 +1,6 @@
 """`torch.compile` of compressed layers and models: one graph, the same numbers."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,27 @@ def test_generate_with_a_static_cache(model: PreTrainedModel) -> None:
     plain = model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
     static = model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False, cache_implementation="static")
     assert torch.equal(plain, static)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for the code that inductor writes")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of inductor's own imports
+def test_inductor_generates_with_a_static_cache(model: PreTrainedModel) -> None:
+    ids = torch.tensor([[1, 403, 407, 261]])
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "do_sample": False}
+    plain = model.generate(ids, **options)
+    eager = model.forward
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model.forward = torch.compile(eager, fullgraph=True)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        with torch.inference_mode():
+            compiled = model.generate(ids, cache_implementation="static", disable_compile=True, **options)
+    finally:
+        model.forward = eager  # pyright: ignore[reportAttributeAccessIssue]
+    assert torch.equal(plain, compiled)
+    assert torch._dynamo.utils.counters["inductor"], "nothing was compiled"
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 def hf_hyper_layers(model: PreTrainedModel) -> list[HyperLinear]:

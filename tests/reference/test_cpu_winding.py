@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import assert_as_accurate_as
+from helpers import assert_as_accurate_as, relative_error
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -77,6 +77,27 @@ def test_shapes_strides_threads_and_inference_mode(tokens: int) -> None:
     plan = cpu_winding._plan(scheme)
     alone, several = (_native.winding_matmul(plan, *tensors.values(), x, threads=threads) for threads in (1, 3))
     assert torch.equal(alone, several)
+
+
+@pytest.mark.skipif(_native.load() is None or _native.dense_tokens() == 0, reason="no dot products of bfloat16 pairs")
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (33, 513), (130, 273), (64, 1088)])
+@pytest.mark.parametrize(("bits", "options"), [(2.5, {}), PAPER, (6.0, {"num_shells": 20}), (11.0, {})], ids=str)
+def test_dense_product(bits: float, options: dict[str, object], rows: int, columns: int) -> None:
+    scheme, tensors = stored(rows, columns, bits, **options)
+    plan = cpu_winding._plan(scheme)
+    weight = cpu_winding.decode_winding(tensors, scheme, torch.bfloat16).float()
+    for tokens in (1, 2, 13, 517):
+        x = torch.randn(tokens, columns)
+        wanted = linear(x.bfloat16().float(), weight)  # the same roundings, sums in another order
+        for threads in (1, 3):
+            got = _native.winding_matmul_dense(plan, *tensors.values(), x, threads=threads)
+            assert relative_error(got, wanted) < 1e-5, (tokens, threads)
+
+
+def test_dense_product_is_taken_for_bfloat16() -> None:
+    dense = "dense" if _native.dense_tokens() else "fused"
+    assert [cpu_winding.way(tokens, torch.bfloat16) for tokens in (1, 2, 8)] == ["fused", dense, dense]
+    assert [cpu_winding.way(tokens, torch.float32) for tokens in (8, 9)] == ["fused", "panels"]
 
 
 def test_weights_beyond_float16_multiply_small_activations() -> None:

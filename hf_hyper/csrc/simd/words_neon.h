@@ -19,10 +19,28 @@ struct WordsNeon {
   static void store(float* p, Float a) { vst1q_f32(p, a); }
   static Vec set1(uint32_t x) { return vdupq_n_u32(x); }
   static Float zero() { return vdupq_n_f32(0.0f); }
+  static Float spread(const uint32_t* p) { return vreinterpretq_f32_u32(vld1q_dup_u32(p)); }
 
-  static void gather4(const uint32_t* p, int stride, Vec out[4]) {
-    const Vec quad[4] = {load(p), load(p + stride), load(p + 2 * stride), load(p + 3 * stride)};
-    transpose4(quad, out);
+  template <int kCount>
+  static void deinterleave(const uint32_t* p, Vec out[kCount]) {
+    if constexpr (kCount == 1) {
+      out[0] = load(p);
+    } else if constexpr (kCount == 2) {
+      const uint32x4x2_t in = vld2q_u32(p);
+      for (int i = 0; i < kCount; ++i) out[i] = in.val[i];
+    } else if constexpr (kCount == 3) {
+      const uint32x4x3_t in = vld3q_u32(p);
+      for (int i = 0; i < kCount; ++i) out[i] = in.val[i];
+    } else if constexpr (kCount == 4) {
+      const uint32x4x4_t in = vld4q_u32(p);
+      for (int i = 0; i < kCount; ++i) out[i] = in.val[i];
+    } else {
+      for (int i = 0; i < kCount; ++i) out[i] = Vec{p[i], p[kCount + i], p[2 * kCount + i], p[3 * kCount + i]};
+    }
+  }
+  template <int>
+  static Vec previous(Vec last, uint32_t before) {
+    return vextq_u32(set1(before), last, 3);
   }
   static void scatter4(const Vec in[4], uint32_t* p, int64_t stride) {
     Vec quad[4];
@@ -30,18 +48,15 @@ struct WordsNeon {
     for (int q = 0; q < 4; ++q) store(p + q * stride, quad[q]);
   }
 
-  static Vec high(Vec word) { return word; }
+  static Vec high(Vec word) { return vshrq_n_u32(word, 16); }
   template <int kShift>
-  static Vec window(Vec before, Vec word, Vec) {
-    if constexpr (kShift == 0) {
-      return vandq_u32(word, set1(65535));
-    } else if constexpr (kShift < 16) {
-      return vandq_u32(vshrq_n_u32(word, kShift), set1(65535));
-    } else if constexpr (kShift == 16) {
-      return vshrq_n_u32(word, 16);
-    } else {
-      return vandq_u32(vsliq_n_u32(vshrq_n_u32(word, kShift), before, 32 - kShift), set1(65535));
-    }
+  static Vec within(Vec word) {
+    if constexpr (kShift == 0) return low_half(word);
+    return low_half(vshrq_n_u32(word, kShift == 0 ? 1 : kShift));
+  }
+  template <int kShift, int>
+  static Vec across(Vec before, Vec high) {
+    return low_half(vshrq_n_u32(vsliq_n_u32(high, before, 16), kShift));
   }
   static Vec multiply(Vec a, Vec b) { return vmulq_u32(a, b); }
 
@@ -49,7 +64,6 @@ struct WordsNeon {
   static Float to_float(Vec a) { return vcvtq_f32_s32(vreinterpretq_s32_u32(a)); }
   static Float fma(Float a, Float b, Float c) { return vfmaq_f32(c, a, b); }
   static Float add(Float a, Float b) { return vaddq_f32(a, b); }
-  static float sum(Float a) { return vaddvq_f32(a); }
 
   static uint32_t activation(int32_t q) { return static_cast<uint32_t>(q); }
   static Vec dot(Vec acc, Vec hash, Vec activation) { return vmlaq_u32(acc, byte_sum(hash), activation); }
@@ -58,6 +72,7 @@ struct WordsNeon {
   static Vec bits(Float a) { return vreinterpretq_u32_f32(a); }
 
  private:
+  static Vec low_half(Vec a) { return vandq_u32(a, set1(65535)); }
   static Vec byte_sum(Vec hash) { return vpaddlq_u16(vpaddlq_u8(vreinterpretq_u8_u32(hash))); }
   static void transpose4(const Vec in[4], Vec out[4]) {
     const auto wide = [](Vec a) { return vreinterpretq_u64_u32(a); };

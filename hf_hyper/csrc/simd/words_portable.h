@@ -20,26 +20,37 @@ struct WordsPortable {
   static void store(float* p, Float a) { std::memcpy(p, &a, sizeof a); }
   static Vec set1(uint32_t x) { return Vec{x, x, x, x}; }
   static Float zero() { return Float{}; }
+  // The float whose bits are *p, in all lanes.
+  static Float spread(const uint32_t* p) { return reinterpret_cast<Float>(set1(*p)); }
 
-  // out[w] lane i = p[i * stride + w]: four words of kLanes records.
-  static void gather4(const uint32_t* p, int stride, Vec out[4]) {
-    for (int w = 0; w < 4; ++w) out[w] = Vec{p[w], p[stride + w], p[2 * stride + w], p[3 * stride + w]};
+  // out[w] lane i = p[i * kCount + w]
+  template <int kCount>
+  static void deinterleave(const uint32_t* p, Vec out[kCount]) {
+    for (int w = 0; w < kCount; ++w) out[w] = Vec{p[w], p[kCount + w], p[2 * kCount + w], p[3 * kCount + w]};
   }
-  // The inverse: p[i * stride + w] = in[w] lane i.
+  // Every lane gets the one before it. Lanes go round in rings of kRing, a part of the vector or several vectors; in the
+  // second case `before` goes to the first lane.
+  template <int>
+  static Vec previous(Vec last, uint32_t before) {
+    return Vec{before, last[0], last[1], last[2]};
+  }
+  // p[i * stride + w] = in[w] lane i: four words of kLanes records.
   static void scatter4(const Vec in[4], uint32_t* p, int64_t stride) {
     for (int i = 0; i < kLanes; ++i) store(p + i * stride, Vec{in[0][i], in[1][i], in[2][i], in[3][i]});
   }
 
-  // Whatever `window` wants prepared once per word.
-  static Vec high(Vec word) { return word; }
-  // The 16 bits that end kShift bits above the end of `word`; `before` is the word that precedes it in the string.
+  // Upper half of every word.
+  static Vec high(Vec word) { return word >> 16; }
+  // The 16 bits that end kShift (0..15) bits above the end of every word.
   template <int kShift>
-  static Vec window(Vec before, Vec word, Vec) {
-    if constexpr (kShift <= 16) {
-      return word >> kShift & 65535u;
-    } else {
-      return (before << (32 - kShift) | word >> kShift) & 65535u;
-    }
+  static Vec within(Vec word) {
+    return low_half(word >> kShift);
+  }
+  // The 16 bits that end kShift (1..15) bits above the end of `high`, the upper half of a word; `before` is the word before
+  // it. kBits is the rate: windows of a word are kBits apart.
+  template <int kShift, int>
+  static Vec across(Vec before, Vec high) {
+    return low_half((before << 16 | high) >> kShift);
   }
   static Vec multiply(Vec a, Vec b) { return a * b; }
 
@@ -50,8 +61,6 @@ struct WordsPortable {
   // a * b + c, rounded once or twice.
   static Float fma(Float a, Float b, Float c) { return a * b + c; }
   static Float add(Float a, Float b) { return a + b; }
-  // Sum over the lanes.
-  static float sum(Float a) { return a[0] + a[1] + (a[2] + a[3]); }
 
   // The form in which `dot` wants an activation of -127..127.
   static uint32_t activation(int32_t q) { return static_cast<uint32_t>(q); }
@@ -64,6 +73,7 @@ struct WordsPortable {
   static Vec bits(Float a) { return reinterpret_cast<Vec>(a); }
 
  private:
+  static Vec low_half(Vec a) { return a & 65535u; }
   template <class V>
   static V load_as(const void* p) {
     V out;

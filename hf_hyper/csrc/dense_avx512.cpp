@@ -1,0 +1,125 @@
+// Products for many tokens: AVX-512 with BF16.
+#include <cstring>
+#include <utility>
+
+#include "dense_steps.h"
+#include "shift_lanes_inl.h"
+#include "simd/words_avx512.h"
+
+namespace hyper {
+namespace {
+
+using W = WordsAvx512;
+
+// Pairs of lanes of `even` and `odd`, rounded.
+HYPER_INLINE __m512i pairs(W::Float even, W::Float odd) {
+  alignas(64) static constexpr uint16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+}
+
+// 16 columns of one row of every lane.
+template <int kFirst, int K, int... C>
+HYPER_INLINE void decode_row(const LaneWords<W, K>& words, W::Vec multiplier, uint16_t* weights,
+                             std::integer_sequence<int, C...>) {
+  const W::Float weight[kTile] = {W::to_float(W::centred_sum(W::multiply(words.template state<kFirst + C>(), multiplier)))...};
+  HYPER_UNROLL
+  for (int c = 0; c < kTile; c += 2) {
+    _mm512_store_si512(weights + c / 2 * kStepValues, pairs(weight[c], weight[c + 1]));
+  }
+}
+
+template <int K>
+void decode_shift(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_t multiplier, uint16_t* weights) {
+  using Columns = std::make_integer_sequence<int, kTile>;
+  const W::Vec factor = W::set1(multiplier);
+  for (int64_t t = 0; t < in_tiles; ++t, codes += 8 * K, weights += kTile / 2 * kStepValues) {
+    prefetch_codes<W, K>(codes, next);
+    const LaneWords<W, K> words(codes, next, 0);
+    decode_row<0>(words, factor, weights, Columns());
+    if constexpr (K % 2 == 1) {
+      decode_row<kTile>(words, factor, weights + kStepValues / 2, Columns());
+    } else {
+      prefetch_codes<W, K>(codes + next, 0);
+      const LaneWords<W, K> second(codes + next, 0, 0);
+      decode_row<0>(second, factor, weights + kStepValues / 2, Columns());
+    }
+  }
+}
+
+void arrange(const float* values, int64_t columns, int token, int tokens, uint16_t* activations) {
+  for (int64_t c = 0; c < columns; c += 16) {
+    alignas(32) uint32_t pairs[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(values + c)));
+    for (int i = 0; i < 8; ++i) {
+      std::memcpy(activations + ((c / 2 + i) * tokens + token) * 2, pairs + i, sizeof pairs[i]);
+    }
+  }
+}
+
+template <int T>
+void multiply(const uint16_t* weights, const uint16_t* activations, int64_t steps, bool fresh, float* sums) {
+  constexpr int kChains = T <= 3 ? 2 : 1;  // enough independent sums to hide the latency
+  __m512 sum[kChains][T][2];
+  HYPER_UNROLL
+  for (int t = 0; t < T; ++t) {
+    HYPER_UNROLL
+    for (int v = 0; v < 2; ++v) {
+      sum[0][t][v] = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + (2 * t + v) * 16);
+      if constexpr (kChains == 2) sum[1][t][v] = _mm512_setzero_ps();
+    }
+  }
+  for (int64_t s = 0; s < steps; s += kChains) {
+    HYPER_UNROLL
+    for (int i = 0; i < kChains; ++i) {
+      const __m512bh row[2] = {(__m512bh)_mm512_load_si512(weights), (__m512bh)_mm512_load_si512(weights + 32)};
+      HYPER_UNROLL
+      for (int t = 0; t < T; ++t) {
+        int pair;
+        std::memcpy(&pair, activations + 2 * t, sizeof pair);
+        const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+        sum[i][t][0] = _mm512_dpbf16_ps(sum[i][t][0], row[0], x);
+        sum[i][t][1] = _mm512_dpbf16_ps(sum[i][t][1], row[1], x);
+      }
+      weights += kStepValues;
+      activations += 2 * T;
+    }
+  }
+  HYPER_UNROLL
+  for (int t = 0; t < T; ++t) {
+    HYPER_UNROLL
+    for (int v = 0; v < 2; ++v) {
+      if constexpr (kChains == 2) sum[0][t][v] = _mm512_add_ps(sum[0][t][v], sum[1][t][v]);
+      _mm512_storeu_ps(sums + (2 * t + v) * 16, sum[0][t][v]);
+    }
+  }
+}
+
+void finish_shift(const float* sums, int64_t tokens, bool odd, float offset, const float* totals, const float* units,
+                  float* const to[2], int64_t stride) {
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  const __m512 unit[2] = {_mm512_loadu_ps(units), _mm512_loadu_ps(units + 16)};
+  for (int64_t m = 0; m < tokens; ++m, sums += kPanelRows) {
+    const __m512 in[2] = {_mm512_loadu_ps(sums), _mm512_loadu_ps(sums + 16)};
+    const __m512 less = _mm512_set1_ps(offset * totals[m]);
+    const __m512 first = odd ? _mm512_permutex2var_ps(in[0], low, in[1]) : in[0];
+    const __m512 second = odd ? _mm512_permutex2var_ps(in[0], high, in[1]) : in[1];
+    _mm512_storeu_ps(to[0] + m * stride, _mm512_mul_ps(_mm512_sub_ps(first, less), unit[0]));
+    if (to[1] == nullptr) continue;
+    _mm512_storeu_ps(to[1] + m * stride, _mm512_mul_ps(_mm512_sub_ps(second, less), unit[1]));
+  }
+}
+
+template <int... K, int... T>
+constexpr DenseSteps dense_table(std::integer_sequence<int, K...>, std::integer_sequence<int, T...>) {
+  return {{decode_shift<K + 1>...}, arrange, {multiply<T + 1>...}, finish_shift};
+}
+
+}  // namespace
+
+extern const DenseSteps kDenseAvx512;
+const DenseSteps kDenseAvx512 =
+    dense_table(std::make_integer_sequence<int, 8>(), std::make_integer_sequence<int, kDenseTokens>());
+
+}  // namespace hyper

@@ -1,0 +1,54 @@
+// What products for many tokens need from an instruction set with dot products of bfloat16 pairs.
+//
+// PANELS. Weights are decoded panel by panel, 32 rows and up to 256 columns, into the first-level cache; all tokens are
+// multiplied with a panel, in blocks of up to kDenseTokens, before the next one is decoded. A step is two columns:
+//
+//     weights      [steps, 2 vectors, 16 lanes, 2]   the rows of the lanes are the decoder's affair
+//     activations  [steps, tokens of the block, 2]
+//     sums         [tokens of the block, 2 vectors, 16 lanes]
+#pragma once
+
+#include <cstdint>
+
+#include "shift_matmul_steps.h"
+#include "winding_steps.h"
+
+namespace hyper {
+
+constexpr int kDenseTokens = 12;  // times 2 vectors are 24 sums, which leaves registers for the operands
+constexpr int kPanelRows = 32;
+constexpr int kPanelTiles = 16;
+constexpr int kPanelSteps = kPanelTiles * kTile / 2;
+constexpr int kStepValues = 2 * kPanelRows;
+
+struct DenseSteps {
+  // Centred byte sums of `in_tiles` tiles of an output tile and of the one that begins `next` words later, by bits. At even
+  // rates vector v holds the rows of tile v, at odd ones rows v, v + 2, ... of both.
+  void (*decode_shift[8])(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_t multiplier,
+                          uint16_t* weights);
+  // values [columns] float -> activations of token `token` of `tokens`; columns even
+  void (*arrange)(const float* values, int64_t columns, int token, int tokens, uint16_t* activations);
+  // sums = or, unless `fresh`, += products over `steps` steps; entry t is for t + 1 tokens
+  void (*multiply[kDenseTokens])(const uint16_t* weights, const uint16_t* activations, int64_t steps, bool fresh,
+                                 float* sums);
+  // Sums of decode_shift's panels, at an odd rate or not -> (sums - offset * totals [tokens]) * units [32], the rows of both
+  // tiles in order, tokens `stride` values apart; to[1] may be null
+  void (*finish_shift)(const float* sums, int64_t tokens, bool odd, float offset, const float* totals,
+                       const float* units, float* const to[2], int64_t stride);
+};
+
+// 16 rows of `winding` from words[0..15] on, where a panel begins and of which available[r] may be read: `groups` groups ->
+// vector `v` of the panel.
+using DecodeWinding = void (*)(const WindingConstants& constants, const uint32_t* const words[16],
+                               const int64_t available[16], int64_t groups, int v, uint16_t* weights);
+
+// Null where this machine, this build or the instruction set in use has no such steps.
+const DenseSteps* dense_steps();
+
+// Of the same instruction set, by WindingConstants::near.
+const DecodeWinding* winding_panels();
+
+// Most tokens for which they are the fastest way; 0 if there are none.
+int64_t dense_tokens();
+
+}  // namespace hyper

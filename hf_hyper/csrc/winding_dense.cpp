@@ -1,0 +1,81 @@
+// Product of `winding` for many tokens: every weight is decoded once for up to 512 of them.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "dense_product.h"
+#include "float16_inl.h"
+#include "winding_layout.h"
+#include "winding_product.h"
+
+namespace hyper {
+namespace {
+
+class WindingWeight {
+ public:
+  WindingWeight(const hyper_winding_plan& plan, const uint32_t* codes, const float* centre, const float* shell_side,
+                const char* x, int dtype, int64_t tokens, char* y)
+      : plan_(plan), layout_(plan), constants_(constants_of(plan, centre, shell_side)),
+        decode_(winding_panels()[constants_.near]), codes_(codes), x_(x), y_(y), dtype_(dtype), tokens_(tokens) {}
+
+  int64_t columns() const { return layout_.groups * 2 * kPairs; }
+  int64_t row_blocks() const { return (plan_.out_features + kPanelRows - 1) / kPanelRows; }
+
+  void load(int64_t token, float* values) const {
+    load_as_float(x_, dtype_, token * plan_.in_features, plan_.in_features, values);
+    std::fill(values + plan_.in_features, values + columns(), 0.0f);
+  }
+
+  void decode(int64_t row_block, int64_t tile, int64_t tiles, uint16_t* weights) const {
+    const int64_t skipped = tile / 4 * plan_.width;  // two groups, which are four tiles, are `width` words
+    for (int v = 0; v < 2; ++v) {
+      const uint32_t* words[16];
+      int64_t available[16];
+      for (int r = 0; r < 16; ++r) {
+        // Rows beyond the last repeat it.
+        const int64_t row = std::min(row_block * kPanelRows + v * 16 + r, plan_.out_features - 1);
+        words[r] = codes_ + row * layout_.row_words + skipped;
+        available[r] = (plan_.out_features - row) * layout_.row_words - skipped;
+      }
+      decode_(constants_, words, available, tiles / 2, v, weights);
+    }
+  }
+
+  void finish(int64_t row_block, const float* sums) const {
+    const int64_t first = row_block * kPanelRows;
+    const int64_t rows = std::min<int64_t>(kPanelRows, plan_.out_features - first);
+    for (int64_t m = 0; m < tokens_; ++m) {
+      store_as(sums + m * kPanelRows, rows, dtype_, y_, m * plan_.out_features + first);
+    }
+  }
+
+ private:
+  const hyper_winding_plan& plan_;
+  const WindingLayout layout_;
+  const WindingConstants constants_;
+  const DecodeWinding decode_;
+  const uint32_t* codes_;
+  const char* x_;
+  char* y_;
+  const int dtype_;
+  const int64_t tokens_;
+};
+
+}  // namespace
+
+bool multiply_winding_dense(const hyper_winding_plan& plan, const uint32_t* codes, const float* centre,
+                            const float* shell_side, const void* x, int dtype, int64_t tokens, int threads, void* y) {
+  const DenseSteps* steps = dense_steps();
+  if (steps == nullptr) return false;
+  static thread_local DenseSpace space;
+  const int64_t size = dtype == HYPER_FLOAT32 ? 4 : 2;
+  for (int64_t begin = 0; begin < tokens; begin += kTokensAtOnce) {
+    const int64_t count = std::min(kTokensAtOnce, tokens - begin);
+    WindingWeight weight(plan, codes, centre, shell_side, static_cast<const char*>(x) + begin * plan.in_features * size,
+                         dtype, count, static_cast<char*>(y) + begin * plan.out_features * size);
+    DenseProduct<WindingWeight>(weight, *steps, count, space).run(threads);
+  }
+  return true;
+}
+
+}  // namespace hyper
