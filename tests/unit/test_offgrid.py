@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_hyper.bench import offgrid
-from hf_hyper.bench.quality import decoder_linears
+from hf_hyper.bench.quality_methods import decoder_linears
 from hf_hyper.errors import ConfigError
 
 

@@ -1,40 +1,12 @@
-"""The peers of the quality benchmark are what they claim to be, and all are measured alike."""
+"""The quality benchmark measures all methods alike, and measures nothing twice."""
 
 import json
 
 import pytest
-import torch
 
 from hf_hyper.bench import quality
+from hf_hyper.bench.quality_report import format_table
 from hf_hyper.errors import ConfigError
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_round_to_nearest_on_its_own_grid_is_exact(bits):
-    generator = torch.Generator().manual_seed(bits)
-    codes = torch.randint(2**bits, (4, 128), generator=generator)
-    codes[:, ::64], codes[:, 1::64] = 0, 2**bits - 1
-    weight = (codes - 2 ** (bits - 1)) * 0.125
-    decoded, stored = quality.round_to_nearest(weight, bits)
-    torch.testing.assert_close(decoded, weight, rtol=0, atol=0)
-    assert stored == weight.numel() * bits + 8 * (16 + bits)
-
-
-def test_round_to_nearest_errs_by_half_a_step():
-    weight = torch.randn(8, 172, generator=torch.Generator().manual_seed(0))
-    decoded, stored = quality.round_to_nearest(weight, 4)
-    for start in range(0, 172, 64):
-        part = weight[:, start : start + 64]
-        step = (part.amax(1).clamp(min=0) - part.amin(1).clamp(max=0)) / 15
-        error = (decoded[:, start : start + 64] - part).abs().amax(1)
-        # A whole step: the zero point is rounded too, and may cut the end of the range by half a step.
-        assert bool((error <= 1.02 * step).all())
-    assert stored == 8 * (172 * 4 + 3 * 20)
-
-
-def test_round_to_nearest_of_zeros():
-    decoded, _ = quality.round_to_nearest(torch.zeros(2, 64), 4)
-    assert not decoded.any()
 
 
 def test_quality_rows(stories, tmp_path, capsys):
@@ -74,7 +46,42 @@ def test_peer_that_is_not_installed(stories, monkeypatch):
         quality.compare(stories, {"dog": "Once upon a time there was a dog."}, methods=["nf4"], sequences=1, seq_len=8)
     )
     assert rows == [{"method": "nf4", "bits": 4, "skipped": "bitsandbytes is not installed"}]
-    assert "skipped: bitsandbytes is not installed" in quality.format_table(rows)
+    assert "skipped: bitsandbytes is not installed" in format_table(rows)
+
+
+def test_rows_that_are_there_are_kept(stories, tmp_path, monkeypatch):
+    report = tmp_path / "rows.json"
+    arguments = ["--model", str(stories), "--json", str(report), "--sequences", "2", "--methods", "rtn"]
+    assert quality.main([*arguments, "--seq-len", "64", "--bits", "4"]) == 0
+    (first,) = json.loads(report.read_text())
+    report.write_text(json.dumps([{**first, "commit": "earlier"}]))
+    assert quality.main([*arguments, "--seq-len", "64", "--bits", "4", "3.5", "3", "--resume"]) == 0
+    kept, added = json.loads(report.read_text())
+    assert kept["commit"] == "earlier"
+    assert (added["bits"], added["model_sha256"]) == (3, first["model_sha256"])
+    assert quality.main([*arguments, "--seq-len", "32", "--bits", "4", "--resume"]) == 0
+    assert [row["seq_len"] for row in json.loads(report.read_text())] == [64, 64, 32]
+    assert quality.main([*arguments, "--seq-len", "64", "--bits", "3"]) == 0
+    assert [row["bits"] for row in json.loads(report.read_text())] == [3]
+
+
+def test_calibrated_rows_name_the_windows(stories, tmp_path):
+    report = tmp_path / "rows.json"
+    arguments = ["--model", str(stories), "--json", str(report), "--sequences", "2", "--seq-len", "64", "--bits", "2.5"]
+    arguments += ["--effort", "fast", "--methods", "ldlq", "shift", "--calibration-tokens"]
+    assert quality.main([*arguments, "512"]) == 0
+    calibrated, plain = json.loads(report.read_text())
+    assert calibrated["calibration_tokens"] == 512
+    assert len(calibrated["calibration_sha256"]) == 64
+    assert not [field for field in plain if field.startswith("calibration")]
+    assert calibrated["kl_mean"] < plain["kl_mean"]
+    assert quality.main([*arguments, "1024", "--resume"]) == 0
+    rows = json.loads(report.read_text())
+    assert [(row["method"], row.get("calibration_tokens")) for row in rows] == [
+        ("ldlq", 512),
+        ("shift", None),
+        ("ldlq", 1024),
+    ]
 
 
 def test_table_compares_at_equal_bits():
@@ -82,7 +89,7 @@ def test_table_compares_at_equal_bits():
         named = dict.fromkeys(["kl_p99", "kl_max", "top1", "ppl", "ref_ppl", "seconds", "bits_per_weight"], 1.0)
         return {"method": method, "bits": bits, "kl_mean": kl, "text": "dogs", **named}
 
-    lines = quality.format_table([row("shift", 4, 0.2), row("rtn", 4, 0.4), row("rtn", 3, 1.0)]).splitlines()
+    lines = format_table([row("shift", 4, 0.2), row("rtn", 4, 0.4), row("rtn", 3, 1.0)]).splitlines()
     assert "0.500" in lines[2]
     assert "0.500" not in lines[1] + lines[3]
 
