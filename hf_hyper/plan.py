@@ -15,10 +15,9 @@ Everything that decides is here and in writing:
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hf_hyper import codec
@@ -27,7 +26,7 @@ from hf_hyper.hyperfunctions.winding import WindingOptions, code_width
 from hf_hyper.layout import MASK, Layout, prune
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["LEAST_GAIN", "PRUNED", "Plan", "bits_per_weight", "plan_shape", "plan_weight", "stacked"]
+__all__ = ["LEAST_GAIN", "PRUNED", "Plan", "bits_per_weight", "plan_shape", "plan_weight"]
 
 LEAST_GAIN = 16.0
 """Stored bits per weight from which a layer is left alone."""
@@ -55,18 +54,12 @@ class Plan:
     def quantize(self, weight: Tensor, effort: str, name: str = "weight") -> dict[str, Tensor]:
         """Stored tensors of the weight, as `nn.stored.layer_specs` lists them."""
         if self.layout.experts is not None:
-            return stacked(
+            return codec.stacked(
                 codec.quantize(matrix, self.scheme, effort, name=f"{name}[{expert}]")
                 for expert, matrix in enumerate(self.layout.matrices(weight))
             )
         tensors = codec.quantize(self.layout.to_matrix(weight), self.scheme, effort, name=name)
         return tensors if self.mask is None else {**tensors, MASK: self.mask}
-
-
-def stacked(tensors: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stored tensors of single experts as those of their bank: one more dimension in front."""
-    parts = list(tensors)
-    return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
 
 def bits_per_weight(scheme: TensorScheme, layout: Layout) -> float:

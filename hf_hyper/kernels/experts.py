@@ -5,14 +5,14 @@ serves all rows of an expert; experts without rows are not touched. Which expert
 products can start, so on a GPU this waits for the device.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
+from hf_hyper.routing import rows_by_expert
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["by_expert", "rows_by_expert"]
+__all__ = ["by_expert"]
 
 Product = Callable[[Tensor, Mapping[str, Tensor], TensorScheme], Tensor]
 
@@ -27,18 +27,3 @@ def by_expert(product: Product) -> Callable[[Tensor, Tensor, Mapping[str, Tensor
         return y
 
     return multiply
-
-
-def rows_by_expert(ids: Tensor, experts: int) -> Iterator[tuple[int, Tensor]]:
-    """Every expert that has rows, and which these are in ascending order.
-
-    Args:
-        ids: `[rows]` integers; those outside `[0, experts)` belong to no expert.
-        experts: Number of experts.
-    """
-    order = ids.argsort(stable=True)
-    borders = torch.arange(experts + 1, dtype=ids.dtype, device=ids.device)
-    starts = torch.searchsorted(ids[order], borders).tolist()
-    for expert in range(experts):
-        if starts[expert] < starts[expert + 1]:
-            yield expert, order[starts[expert] : starts[expert + 1]]

@@ -24,7 +24,7 @@ from torch import Tensor
 from hf_hyper import codec
 from hf_hyper.errors import ShapeError
 from hf_hyper.kernels.dispatch import select
-from hf_hyper.kernels.experts import rows_by_expert
+from hf_hyper.routing import rows_by_expert
 from hf_hyper.scheme import TensorScheme
 
 __all__ = ["decode", "matmul", "matmul_experts"]

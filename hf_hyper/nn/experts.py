@@ -26,9 +26,9 @@ from torch.nn.functional import linear
 
 from hf_hyper.errors import ConfigError, FormatError
 from hf_hyper.kernels import ops
-from hf_hyper.kernels.experts import rows_by_expert
 from hf_hyper.layout import Layout
 from hf_hyper.nn.stored import HyperLayer
+from hf_hyper.routing import rows_by_expert
 from hf_hyper.scheme import TensorScheme
 
 __all__ = ["PREFIX", "ExpertBank", "HyperExpertBank", "HyperExperts", "join_experts", "routers", "split_experts"]

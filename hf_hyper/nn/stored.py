@@ -6,7 +6,7 @@ While a model is compressed during loading, a placeholder parameter `weight` on 
 expects one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from hf_hyper.kernels import ops
 from hf_hyper.layout import MASK, Layout
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["HyperLayer", "decode", "layer_specs", "relative_error"]
+__all__ = ["HyperLayer", "decode", "decode_experts", "layer_specs", "relative_error"]
 
 
 def layer_specs(scheme: TensorScheme, layout: Layout) -> dict[str, TensorSpec]:
@@ -48,9 +48,15 @@ def decode(tensors: list[Tensor], key: str, layout: Layout, dtype: torch.dtype) 
         mask = tensors[-1] if layout.pruned is not None else None
         return layout.from_matrix(ops.decode(tensors[: None if mask is None else -1], key, dtype), mask)
     weight = torch.empty(layout.shape, dtype=dtype, device=tensors[0].device)
-    for expert in range(layout.experts):
-        weight[expert] = ops.decode([tensor[expert] for tensor in tensors], key, dtype)
+    for expert, own in enumerate(decode_experts(tensors, key, dtype)):
+        weight[expert] = own
     return weight
+
+
+def decode_experts(tensors: list[Tensor], key: str, dtype: torch.dtype = torch.float32) -> Iterator[Tensor]:
+    """The matrix `[out, in]` of one expert after the other; arguments as for `decode`."""
+    for expert in range(len(tensors[0])):
+        yield ops.decode([tensor[expert] for tensor in tensors], key, dtype)
 
 
 def relative_error(weight: Tensor, tensors: list[Tensor], key: str, layout: Layout) -> float:
@@ -58,8 +64,7 @@ def relative_error(weight: Tensor, tensors: list[Tensor], key: str, layout: Layo
     if layout.experts is None:
         return codec.relative_error(weight, decode(tensors, key, layout, torch.float32))
     total, energies = 0.0, 0.0
-    for expert, own in enumerate(weight):
-        decoded = ops.decode([tensor[expert] for tensor in tensors], key, torch.float32)
+    for own, decoded in zip(weight, decode_experts(tensors, key), strict=True):
         energy = float(own.double().square().sum())
         total, energies = total + energy * codec.relative_error(own, decoded), energies + energy
     return total / energies if energies > 0 else 0.0

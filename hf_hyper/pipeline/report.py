@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from hf_hyper.config import HyperConfig
 from hf_hyper.errors import FormatError
 from hf_hyper.layout import Layout
-from hf_hyper.nn.experts import split_experts
+from hf_hyper.nn.experts import PREFIX, split_experts
 from hf_hyper.nn.replace import hyper_modules, weight_shape
 from hf_hyper.nn.stored import layer_specs
 from hf_hyper.pipeline.headers import hub_headers, local_headers
@@ -230,12 +230,19 @@ def _stored_names(config: PreTrainedConfig, schemes: Mapping[str, tuple[TensorSc
 
     transformers saves some models under other names than their modules have, and renames ours with them.
     """
-    names = {f"{name}.{key}" for name, stored_as in schemes.items() for key in layer_specs(*stored_as)}
-    names |= {f"{name}.weight" for name in schemes}  # the sentinel
     with torch.device("meta"):
         skeleton = model_class(config)._from_config(config)
     nothing = torch.empty(0, device="meta")
-    return set(revert_weight_conversion(skeleton, dict.fromkeys(names, nothing)))
+    tensors: dict[str, Tensor] = {}
+    for name, stored_as in schemes.items():
+        tensors |= {f"{name}.{key}": nothing for key in layer_specs(*stored_as)}
+        if stored_as[1].experts is None:
+            tensors[f"{name}.weight"] = nothing  # the sentinel, or its place
+        else:
+            owner, _, bank = name.rpartition(".")
+            fused = f"{owner}.{bank.removeprefix(PREFIX)}"
+            tensors[fused] = skeleton.get_parameter(fused)
+    return set(revert_weight_conversion(skeleton, tensors))
 
 
 def _read_measured(source: Path) -> dict[str, dict[str, float]]:

@@ -10,7 +10,6 @@ from hf_hyper import codec
 from hf_hyper.config import HyperConfig
 from hf_hyper.errors import ShapeError
 from hf_hyper.kernels import ops, reference
-from hf_hyper.plan import stacked
 from hf_hyper.scheme import TensorScheme
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -24,7 +23,7 @@ def bank(
     scheme = config.scheme(rows, columns)
     parts = [codec.quantize(torch.randn(rows, columns), scheme, "fast") for _ in range(experts)]
     decoded = torch.stack([codec.dequantize(part, scheme) for part in parts])
-    return scheme, list(stacked(parts).values()), decoded
+    return scheme, list(codec.stacked(parts).values()), decoded
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

@@ -15,7 +15,6 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 from hf_hyper import codec
 from hf_hyper._triton import experts
 from hf_hyper.kernels import cuda_experts, dispatch, ops, reference
-from hf_hyper.plan import stacked
 from hf_hyper.scheme import TensorScheme
 
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
@@ -44,7 +43,7 @@ def bank(count: int, scheme: TensorScheme) -> tuple[Tensor, dict[str, Tensor]]:
     """Decoded weights `[experts, out, in]` that grow by 16 from expert to expert, and their tensors."""
     shape = (scheme.out_features, scheme.in_features)
     parts = [codec.quantize(torch.randn(shape) * size(expert), scheme, "fast") for expert in range(count)]
-    return torch.stack([codec.dequantize(part, scheme) for part in parts]), stacked(parts)
+    return torch.stack([codec.dequantize(part, scheme) for part in parts]), codec.stacked(parts)
 
 
 def size(expert: int) -> float:
