@@ -8,7 +8,7 @@ a million times larger than its neighbours does not drown them. It exists only w
 rows are not mixed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ __all__ = [
     "quantize",
     "relative_error",
     "split_rows",
+    "stacked",
     "stored_out_scale",
     "tensor_specs",
 ]
@@ -105,6 +106,12 @@ def split_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     out_scale = _row_scale(weight)
     divisor = out_scale.float().unsqueeze(1)
     return out_scale, torch.where(divisor > 0, weight / divisor, 0.0)
+
+
+def stacked(tensors: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Stored tensors of single matrices of one scheme as those of a bank of experts: one more dimension in front."""
+    parts = list(tensors)
+    return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
 
 def dequantize(tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:

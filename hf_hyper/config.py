@@ -214,7 +214,7 @@ class HyperConfig(QuantizationConfigMixin):
 HyperCompressionConfig = HyperConfig
 
 _RECORDED = ("hyperfunction", "bits", "incoherence", "input_blocks", "seed", "options")
-_LAYOUT = ("rows", "pruned")
+_LAYOUT = ("rows", "pruned", "experts")
 _DEFAULTS: dict[str, Any] = {
     "hyperfunction": "shift",
     "incoherence": True,

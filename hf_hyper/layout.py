@@ -1,12 +1,13 @@
 """How a weight of any shape becomes the matrix that is stored, and back.
 
 A scheme stores a matrix. A weight `[d0, d1, d2, ...]` is read as `d0` rows of `d1·d2·...` columns: that of a linear
-layer as it is, that of a convolution with one row an output channel. Two things change that matrix:
+layer as it is, that of a convolution with one row an output channel. Three things change that:
 
 - **rows**: another number of rows, the weights in the same order. A depthwise convolution has rows of nine weights;
   each would pay for its own padding and scale.
 - **pruned**: only the weights that are not zero are stored, in order, as a matrix of their own; a mask says where they
   stood, so that zeros come back as exact zeros.
+- **experts**: the first dimension counts matrices `[d1, d2]` of one scheme, stored one by one: the experts of a layer.
 
 The mask is a list of numbers of `width` bits, the weights to skip before the next one that is kept. The largest number
 skips that many and keeps none. With one bit a number this is a plain bitmap; wider ones are shorter where most weights
@@ -63,15 +64,19 @@ class Layout:
         shape: Shape of the weight, at least two dimensions; a layer that holds the transpose gives the transposed one.
         rows: Rows of the matrix, a divisor of the number of weights; `shape[0]` unless given.
         pruned: Set where only the weights that are not zero are stored, as a matrix of its own shape.
+        experts: Set to `shape[0]` where every stored tensor has one more dimension, of that size, in front.
     """
 
     shape: tuple[int, ...]
     rows: int | None = None
     pruned: Pruned | None = None
+    experts: int | None = None
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """Rows and columns of the stored matrix."""
+        """Rows and columns of the stored matrix, of every one where there are several."""
+        if self.experts is not None:
+            return self.shape[1], self.shape[2]
         if self.pruned is not None:
             return -(-self.pruned.kept // self.pruned.columns), self.pruned.columns
         rows = self.rows or self.shape[0]
@@ -92,10 +97,16 @@ class Layout:
         """int32 words of the mask, 0 where there is none."""
         return 0 if self.pruned is None else words_per_row(self.pruned.mask_codes, self.pruned.mask_width)
 
+    def matrices(self, weight: Tensor) -> list[Tensor]:
+        """The matrices that are stored: one, or one an expert; each `matrix`, dtype of `weight`."""
+        if self.experts is None:
+            return [self.to_matrix(weight)]
+        self._check(weight)
+        return list(weight)
+
     def to_matrix(self, weight: Tensor) -> Tensor:
-        """The matrix that is stored: `matrix`, dtype of `weight`."""
-        if tuple(weight.shape) != self.shape:
-            raise ShapeError(f"weight of shape {tuple(weight.shape)}, wanted {self.shape}; make the layout from it")
+        """The matrix that is stored where there is one: `matrix`, dtype of `weight`."""
+        self._check(weight)
         if self.pruned is None:
             return weight.reshape(self.matrix)
         values = weight[weight != 0]
@@ -133,6 +144,8 @@ class Layout:
     def fields(self) -> dict[str, Any]:
         """What config.json records of it, besides the shape, which the model knows."""
         fields: dict[str, Any] = {} if self.rows is None else {"rows": self.rows}
+        if self.experts is not None:
+            fields["experts"] = self.experts
         return fields if self.pruned is None else {**fields, "pruned": dict(vars(self.pruned))}
 
     @staticmethod
@@ -142,15 +155,23 @@ class Layout:
         Raises:
             FormatError: The record does not fit the shape.
         """
-        rows, pruned = fields.get("rows"), fields.get("pruned")
+        rows, pruned, experts = fields.get("rows"), fields.get("pruned"), fields.get("experts")
         wanted = ("kept", "columns", "mask_width", "mask_codes")
         if rows is not None and (not isinstance(rows, int) or rows < 1 or math.prod(shape) % rows):
             raise FormatError(f"rows {rows!r} do not divide {math.prod(shape)} weights; config.json is damaged")
+        if experts is not None:
+            if rows is not None or pruned is not None or len(shape) != 3 or experts != shape[0]:
+                raise FormatError(f"experts {experts!r} do not fit a weight of shape {shape}; config.json is damaged")
+            return Layout(shape, experts=experts)
         if pruned is None:
             return Layout(shape, rows)
         if set(pruned) != set(wanted) or any(not isinstance(pruned[name], int) or pruned[name] < 1 for name in wanted):
             raise FormatError(f"pruned is {pruned!r}, wanted positive integers {', '.join(wanted)}; upgrade hf-hyper")
         return Layout(shape, rows, Pruned(**pruned))
+
+    def _check(self, weight: Tensor) -> None:
+        if tuple(weight.shape) != self.shape:
+            raise ShapeError(f"weight of shape {tuple(weight.shape)}, wanted {self.shape}; make the layout from it")
 
 
 def prune(weight: Tensor) -> tuple[Layout, Tensor]:

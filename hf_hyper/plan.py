@@ -8,6 +8,7 @@ Everything that decides is here and in writing:
   least is taken.
 - A weight of which one eighth or more is exactly zero counts as pruned: its zeros are kept, unless storing it whole
   takes fewer bits.
+- A bank of experts `[experts, out, in]` is stored expert by expert with one scheme, its zeros like other weights.
 - `winding` with `loss_max` takes the fewest bits a code that keep the mean absolute error within that bound; where not
   even all the bits do, the weight stays as it is.
 """
@@ -52,6 +53,11 @@ class Plan:
 
     def quantize(self, weight: Tensor, effort: str, name: str = "weight") -> dict[str, Tensor]:
         """Stored tensors of the weight, as `nn.stored.layer_specs` lists them."""
+        if self.layout.experts is not None:
+            return codec.stacked(
+                codec.quantize(matrix, self.scheme, effort, name=f"{name}[{expert}]")
+                for expert, matrix in enumerate(self.layout.matrices(weight))
+            )
         tensors = codec.quantize(self.layout.to_matrix(weight), self.scheme, effort, name=name)
         return tensors if self.mask is None else {**tensors, MASK: self.mask}
 
@@ -59,10 +65,12 @@ class Plan:
 def bits_per_weight(scheme: TensorScheme, layout: Layout) -> float:
     """Stored bits per weight with every overhead, the mask of a pruned weight among them."""
     codes = sum(spec.num_bytes for spec in codec.tensor_specs(scheme).values())
-    return 8 * (codes + 4 * layout.mask_words) / layout.num_weights
+    return 8 * (codes * (layout.experts or 1) + 4 * layout.mask_words) / layout.num_weights
 
 
-def plan_shape(config: HyperConfig, shape: tuple[int, ...], reshapable: bool, bits: float | None = None) -> Plan | None:
+def plan_shape(
+    config: HyperConfig, shape: tuple[int, ...], reshapable: bool, bits: float | None = None, *, experts: bool = False
+) -> Plan | None:
     """Plan for a weight of which only the shape is known, None where it is left alone.
 
     Args:
@@ -71,10 +79,11 @@ def plan_shape(config: HyperConfig, shape: tuple[int, ...], reshapable: bool, bi
         reshapable: Whether the matrix may have other rows than the weight: convolutions may, linear layers and
             embeddings keep theirs for kernels that slice them.
         bits: Rate of this weight in the place of `config.bits`.
+        experts: Whether the first dimension counts experts.
     """
     if 0 in shape:
         return None
-    plans = [_plan(config, Layout(shape), bits)]
+    plans = [_plan(config, Layout(shape, experts=shape[0] if experts else None), bits)]
     if reshapable:
         plans += [_plan(config, Layout(shape, rows), bits) for rows in _divisors(math.prod(shape)) if rows != shape[0]]
     cost = [bits_per_weight(plan.scheme, plan.layout) for plan in plans]
@@ -95,7 +104,7 @@ def plan_weight(config: HyperConfig, weight: Tensor, plan: Plan) -> Plan | None:
         The plan, or None where the weight is to stay as it is.
     """
     kept = int(weight.count_nonzero())
-    if 0 < kept <= (1 - PRUNED) * weight.numel():
+    if plan.layout.experts is None and 0 < kept <= (1 - PRUNED) * weight.numel():
         layout, mask = prune(weight)
         pruned = dataclasses.replace(_plan(config, layout, plan.scheme.bits), mask=mask)
         cost: Callable[[Plan], float] = lambda plan: bits_per_weight(plan.scheme, plan.layout)  # noqa: E731
@@ -105,7 +114,7 @@ def plan_weight(config: HyperConfig, weight: Tensor, plan: Plan) -> Plan | None:
 
 def _least(config: HyperConfig, weight: Tensor, plan: Plan, loss_max: float) -> Plan | None:
     """The plan with the fewest bits a code whose mean absolute error is at most `loss_max`, by bisection."""
-    matrix = plan.layout.to_matrix(weight).float()
+    matrices = [matrix.float() for matrix in plan.layout.matrices(weight)]
     most = code_width(plan.scheme)
     winding = config.winding
     assert isinstance(winding, WindingOptions)
@@ -115,8 +124,9 @@ def _least(config: HyperConfig, weight: Tensor, plan: Plan, loss_max: float) -> 
     while low <= high:
         width = most if best is None else (low + high) // 2  # all bits first: a weight that they fail stays
         scheme = config.scheme(*plan.layout.matrix, bits=width / winding.dimension)
-        decoded = codec.dequantize(codec.quantize(matrix, scheme, config.effort), scheme)
-        if float((decoded - matrix).abs().sum()) <= loss_max * weight.numel():
+        decoded = (codec.dequantize(codec.quantize(matrix, scheme, config.effort), scheme) for matrix in matrices)
+        loss = sum(float((one - matrix).abs().sum()) for one, matrix in zip(decoded, matrices, strict=True))
+        if loss <= loss_max * weight.numel():
             best, high = dataclasses.replace(plan, scheme=scheme), width - 1
         elif best is None:
             return None

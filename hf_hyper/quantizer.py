@@ -1,6 +1,6 @@
 """transformers' view of the package: a quantizer called `hyper`. No numerics here.
 
-On the fly: layers of the skeleton become `HyperLayer`s with a placeholder `weight`; the loader hands every
+On the fly: layers of the skeleton become `HyperLayer`s with a placeholder for the weight; the loader hands every
 weight to `HyperQuantize`, one at a time, and puts the returned tensors into the layer. Loading a compressed folder
 needs no conversion at all: the layers are built with the stored names, shapes and dtypes.
 
@@ -21,21 +21,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import ConversionOps
+from transformers.core_model_loading import ConversionOps, revert_weight_conversion
 from transformers.quantizers import register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
-from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
+from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils import logging
 
-from hf_hyper import codec
 from hf_hyper.config import FORMAT_VERSION, HyperConfig
 from hf_hyper.errors import ConfigError, FormatError, HyperError
 from hf_hyper.hyperfunctions import TensorSpec
-from hf_hyper.kernels import ops
 from hf_hyper.layout import Layout
-from hf_hyper.nn.replace import hyper_modules, is_transposed, replace, reshapable, restore, weight_shape
-from hf_hyper.nn.stored import HyperLayer, layer_specs
+from hf_hyper.nn.experts import ExpertBank, HyperExpertBank, join_experts, routers, split_experts
+from hf_hyper.nn.replace import (
+    hyper_modules,
+    is_transposed,
+    layer_of,
+    original_weight,
+    replace,
+    reshapable,
+    restore,
+    weight_shape,
+)
+from hf_hyper.nn.stored import HyperLayer, layer_specs, relative_error
 from hf_hyper.pipeline.allocate import mixed_bits
 from hf_hyper.pipeline.calibrate import compress_loaded
 from hf_hyper.pipeline.calibration_text import calibration_windows
@@ -92,7 +100,9 @@ class HyperHfQuantizer(HfQuantizer):
             plan = plans.get(name)
             return None if plan is None else (plan.scheme, plan.layout)
 
+        split_experts(model)
         layers = replace(model, chosen, dtype=self.dtype, placeholder=True)
+        join_experts(model)
         for name, layer in layers.items():
             config.record(name, layer.scheme, layer.layout)
         self._mark(model)
@@ -100,6 +110,13 @@ class HyperHfQuantizer(HfQuantizer):
 
     def _plan(self, model: PreTrainedModel) -> None:
         """Decide from names and shapes what becomes of every weight."""
+        split_experts(model)
+        try:
+            self._plan_layers(model)
+        finally:
+            join_experts(model)
+
+    def _plan_layers(self, model: PreTrainedModel) -> None:
         config = self.quantization_config
         config.tensor_schemes = {}
         skipped = self.get_modules_to_not_convert(
@@ -107,22 +124,24 @@ class HyperHfQuantizer(HfQuantizer):
         )
         tied = {name.rpartition(".")[0] for pair in model.all_tied_weights_keys.items() for name in pair}
 
-        shapes: dict[str, tuple[tuple[int, ...], bool]] = {}
+        choices: dict[str, functools.partial[Plan | None]] = {}
+        choosers = routers(model)
         for name, module in model.named_modules():
             shape = weight_shape(module)
-            if shape is None or not should_convert_module(name, skipped):
+            if shape is None or name in choosers or not _wanted(model, name, skipped):
                 continue
             if isinstance(module, nn.Embedding) and not config.compress_embeddings:
                 continue
             if name in tied:
                 logger.warning(f"{name} stays as it is: its weight is tied to another module's.")
                 continue
-            shapes[name] = shape, reshapable(module)
-        self.plans = {name: plan_shape(config, *shape) for name, shape in shapes.items()}
+            bank = isinstance(module, ExpertBank)
+            choices[name] = functools.partial(plan_shape, config, shape, reshapable(module), experts=bank)
+        self.plans = {name: choose() for name, choose in choices.items()}
         if config.hyperfunction == "shift" and config.bits % 1:
             kept = {name: plan.layout.num_weights for name, plan in self.plans.items() if plan is not None}
             for name, bits in mixed_bits(kept, config.bits).items():
-                self.plans[name] = plan_shape(config, *shapes[name], bits=bits)
+                self.plans[name] = choices[name](bits=bits)
         if all(plan is None for plan in self.plans.values()):
             raise ConfigError(
                 f"no layer of {type(model).__name__} is left to compress: modules_to_not_convert excludes "
@@ -143,7 +162,9 @@ class HyperHfQuantizer(HfQuantizer):
                     return config.recorded(recorded, *shape), config.recorded_layout(recorded, shape)
             return None
 
+        split_experts(model)
         replace(model, choose, dtype=self.dtype, placeholder=False)
+        join_experts(model)
         heads = {name for name in config.tensor_schemes if not name.startswith(prefix)}
         loads_base_of_larger = any(recorded != name for recorded, name in found.items())
         missing = sorted(set(config.tensor_schemes) - set(found) - (heads if loads_base_of_larger else set()))
@@ -157,23 +178,21 @@ class HyperHfQuantizer(HfQuantizer):
 
     def _mark(self, model: PreTrainedModel) -> None:
         """Tell the loader that compressed layers need no initialisation and that the sentinel is expected."""
-        for _, layer in hyper_modules(model):
-            layer.__dict__["_is_hf_initialized"] = True
-        sentinel = re.escape(sentinel_name(model))
+        for name, layer in hyper_modules(model):
+            for module in (layer, original_weight(model, name)[0]):
+                module.__dict__["_is_hf_initialized"] = True
         model._keys_to_ignore_on_load_unexpected = {
             *(model._keys_to_ignore_on_load_unexpected or ()),
-            rf"^{sentinel}$",
+            *(rf"^{re.escape(name)}$" for name in {sentinel_name(model), _original_name(model)}),
         }
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
         """Whether the loader must hand this checkpoint tensor to `HyperQuantize`."""
-        module, name = get_module_from_name(model, param_name)
-        return isinstance(module, HyperLayer) and name == "weight" and not self.pre_quantized
+        return not self.pre_quantized and layer_of(model, param_name) is not None
 
     def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
         """Bytes per element for placing modules on devices; placeholders vanish, so they count nothing."""
-        module, name = get_module_from_name(model, param_name)
-        return 0 if isinstance(module, HyperLayer) and name == "weight" else param.element_size()
+        return 0 if layer_of(model, param_name) is not None else param.element_size()
 
     def get_quantize_ops(self) -> "HyperQuantize":
         """The operation that turns a weight into stored tensors."""
@@ -196,7 +215,8 @@ class HyperHfQuantizer(HfQuantizer):
             bound = self.quantization_config.loss_max
             raise ConfigError(f"no weight meets loss_max {bound}; raise it or bits, or load without HyperConfig")
         for name, layer in list(hyper_modules(model)):
-            if "weight" in layer._parameters:
+            owner, key = original_weight(model, name)
+            if key in owner._parameters:
                 self._leave_out(model, name, layer)
                 continue
             for key, spec in layer_specs(layer.scheme, layer.layout).items():
@@ -206,13 +226,20 @@ class HyperHfQuantizer(HfQuantizer):
 
     def compress_loaded(self, model: PreTrainedModel) -> None:
         """Compress a model whose weights are loaded, with knowledge of the calibration text if there is one."""
-        config = self.quantization_config
         away = sorted({str(p.device) for p in model.parameters()} - {str(model.device)})
         if away:
             raise ConfigError(
                 f"calibration needs the whole model on one device, found parts on {away} beside {model.device}; load "
                 "it without device_map, or with device_map={'': device}"
             )
+        split_experts(model)
+        try:
+            self._compress_split(model)
+        finally:
+            join_experts(model)
+
+    def _compress_split(self, model: PreTrainedModel) -> None:
+        config = self.quantization_config
         plans: dict[str, Plan] = {}
         for name, plan in self.plans.items():
             module = model.get_submodule(name)
@@ -237,9 +264,12 @@ class HyperHfQuantizer(HfQuantizer):
 
     def _leave_out(self, model: PreTrainedModel, name: str, layer: HyperLayer) -> None:
         """Undo the swap of a layer for which the checkpoint has no weight: it is initialised like any other."""
+        owner, key = original_weight(model, name)
+        owner._parameters.pop(key)
         plain = layer.plain_layer(layer.stored()[0].device)
         model.set_submodule(name, plain)
-        model._init_weights(plain)
+        join_experts(model)
+        model._init_weights(plain if owner is layer else owner)
         del self.quantization_config.tensor_schemes[name]
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -298,18 +328,19 @@ class HyperQuantize(ConversionOps):
         for key, value in input_dict.items():
             target = full_layer_name if len(input_dict) == 1 else key
             tensor: Tensor = value[0] if isinstance(value, list) else value
-            name, _, parameter = target.rpartition(".")
-            layer = model.get_submodule(name)
-            if not isinstance(layer, HyperLayer) or parameter != "weight":
+            found = layer_of(model, target)
+            if found is None:
                 results[target] = tensor
                 continue
-            stored = self._store(name, layer, tensor.T if layer.transposed_weight else tensor)
+            name, layer = found
+            stored = self._store(name, layer, tensor.mT if layer.transposed_weight else tensor)
             if stored is None:
                 results[target] = tensor
                 _keep_plain(model, name, layer, missing_keys)
                 continue
             results.update({f"{name}.{key}": tensor for key, tensor in stored.items()})
-            layer._parameters.pop("weight", None)
+            owner, key = original_weight(model, name)
+            owner._parameters.pop(key, None)
             if missing_keys is not None:
                 missing_keys.discard(target)
         return results
@@ -339,7 +370,12 @@ class HyperQuantize(ConversionOps):
             layer.describe(plan.scheme, plan.layout, "meta")
             config.record(name, plan.scheme, plan.layout)
         quantizer.measured[name] = {
-            "relative_error": codec.relative_error(weight, _decoded(tensors, plan)),
+            "relative_error": relative_error(
+                weight,
+                [tensors[key] for key in layer_specs(plan.scheme, plan.layout)],
+                plan.scheme.key,
+                plan.layout,
+            ),
             "seconds": time.perf_counter() - started,
         }
         quantizer.progress.update()
@@ -350,10 +386,14 @@ def _keep_plain(model: nn.Module, name: str, layer: HyperLayer, missing_keys: se
     """Undo the swap of a layer whose weight is to stay as it is; the loader fills in the weight, and the bias unless
     it has been there already.
     """
+    owner, key = original_weight(model, name)
+    owner._parameters.pop(key, None)
     plain = layer.plain_layer("meta")
-    if layer.bias is not None and not layer.bias.is_meta:
-        plain.bias = layer.bias
+    bias = getattr(layer, "bias", None)
+    if bias is not None and not bias.is_meta:
+        plain.bias = bias
     model.set_submodule(name, plain)
+    join_experts(model)
     for key in layer_specs(layer.scheme, layer.layout):
         (missing_keys or set()).discard(f"{name}.{key}")
 
@@ -377,10 +417,15 @@ def _check_loaded(name: str, parameter: Tensor, spec: TensorSpec) -> None:
         )
 
 
-def _decoded(tensors: dict[str, Tensor], plan: Plan) -> Tensor:
-    scheme = plan.scheme
-    matrix = ops.decode([tensors[name] for name in codec.tensor_specs(scheme)], scheme.key, torch.float32)
-    return plan.layout.from_matrix(matrix, plan.mask)
+def _wanted(model: PreTrainedModel, name: str, skipped: list[str]) -> bool:
+    """Whether `modules_to_not_convert` leaves a layer in; a bank of experts answers to its own name, that of its
+    parameter and that of the module that holds it.
+    """
+    names = [name]
+    if isinstance(model.get_submodule(name), ExpertBank):
+        holder = name.rpartition(".")[0]
+        names += [holder, f"{holder}.{original_weight(model, name)[1]}"]
+    return all(should_convert_module(one, skipped) for one in names)
 
 
 def compress_model(model: PreTrainedModel, config: HyperConfig) -> PreTrainedModel:
@@ -414,8 +459,30 @@ def compress_model(model: PreTrainedModel, config: HyperConfig) -> PreTrainedMod
 
 
 def sentinel_name(model: PreTrainedModel) -> str:
-    """Original weight name of the first compressed module."""
-    return f"{next(iter(hyper_modules(model)))[0]}.weight"
+    """Name of a tensor that the uncompressed model has in its files and a compressed one has not.
+
+    Experts are fused while they load, and a fused weight has other names in files.
+    """
+    name, layer = _first_layer(model)
+    original = _original_name(model)
+    if not isinstance(layer, HyperExpertBank):
+        return original
+    owner, key = original_weight(model, name)
+    fused = torch.empty(getattr(owner, key).shape, device="meta")
+    return next(iter(revert_weight_conversion(model, {original: fused})))
+
+
+def _first_layer(model: PreTrainedModel) -> tuple[str, HyperLayer]:
+    """The first compressed layer whose weight is not fused, or the first one."""
+    layers = list(hyper_modules(model))
+    return next((one for one in layers if not isinstance(one[1], HyperExpertBank)), layers[0])
+
+
+def _original_name(model: PreTrainedModel) -> str:
+    """Name that the weight of this layer has in an uncompressed model."""
+    name, layer = _first_layer(model)
+    key = original_weight(model, name)[1]
+    return f"{name.rpartition('.')[0] if isinstance(layer, HyperExpertBank) else name}.{key}"
 
 
 def register() -> None:

@@ -101,7 +101,7 @@ def decode_winding(
 
 
 def decode_layout(matrix: np.ndarray, mask: np.ndarray | None, shape: tuple[int, ...], fields: dict) -> np.ndarray:
-    """The weight of section "Layout"."""
+    """The weight of section "Layout", of a scheme with one matrix."""
     if "pruned" not in fields:
         return matrix.reshape(shape)
     pruned, width = fields["pruned"], fields["pruned"]["mask_width"]
@@ -115,6 +115,12 @@ def decode_layout(matrix: np.ndarray, mask: np.ndarray | None, shape: tuple[int,
             place, stored = place + 1, stored + 1
     assert stored == pruned["kept"]
     return weight.reshape(shape)
+
+
+def split_experts(tensors: dict[str, np.ndarray], fields: dict) -> list[dict[str, np.ndarray]]:
+    """Tensors of one matrix after the other of a scheme with `experts`, section "Layout"."""
+    assert all(len(tensor) == fields["experts"] for tensor in tensors.values())
+    return [{name: tensor[e] for name, tensor in tensors.items()} for e in range(fields["experts"])]
 
 
 def decode_incoherence(

@@ -6,7 +6,7 @@ therefore play no part. Bits per weight count everything a method stores for tho
 padding. Methods that are calibrated all see the same windows of one text, which must not be the text that measures.
 
     python -m hf_hyper.bench.quality --model DIR --text FILE [FILE ...] --json OUT [--plot PNG] [--bits 4 3.5 3]
-        [--methods fisher gptq ...] [--resume] [--sequences 16] [--seq-len 512] [--calibration TEXT] [--effort balanced]
+        [--methods fit gptq ...] [--resume] [--sequences 16] [--seq-len 512] [--calibration TEXT] [--effort balanced]
 
 Use a model whose weights sit on no grid (`hf_hyper.bench.offgrid`): the grid of an earlier quantization flatters
 methods that resemble it.

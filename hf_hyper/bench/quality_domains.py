@@ -1,7 +1,7 @@
 """Whether calibration on one kind of text helps on another: every text calibrates, every text measures.
 
     python -m hf_hyper.bench.quality_domains --model DIR --texts c4.utf8 code.utf8 --json OUT [--bits 3]
-        [--methods fisher plain] [--resume] [--sequences 16] [--seq-len 512] [--effort balanced]
+        [--methods fit plain] [--resume] [--sequences 16] [--seq-len 512] [--effort balanced]
 
 Each text is cut in two. The first half calibrates, the second measures, so that what is measured was never seen even
 where both are of one kind. Rows are those of `bench.quality`; `calibration` and `text` name the halves.
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--resume", action="store_true", help="keep the rows that the file has, and measure the others")
     parser.add_argument("--bits", type=float, nargs="+", default=[3], help="rates (default: 3)")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["fisher", "plain"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["fit", "plain"])
     parser.add_argument("--sequences", type=int, default=16, help="windows of every text (default: 16)")
     parser.add_argument("--seq-len", type=int, default=512, help="tokens a window (default: 512)")
     parser.add_argument("--effort", default="balanced", help="of our own methods (default: balanced)")

@@ -1,8 +1,8 @@
 """The methods of `bench.quality`: which layers they compress, in which variants they run, and ours among them.
 
-Ours are `shift` and `winding`, `HyperConfig(bits=b, hyperfunction=...)` through `from_pretrained`, and `fisher`, `ldlq`
-and `plain`, which are `shift`, calibrated, with that `rounding` (`plain`: LDLQ as published). Those of others are in
-`hf_hyper.bench.peers`.
+Ours are `shift` and `winding`, `HyperConfig(bits=b, hyperfunction=...)` through `from_pretrained`, and `fit`,
+`fisher`, `ldlq` and `plain`, which are `shift`, calibrated, with that `rounding` (`plain`: LDLQ as published). Those of
+others are in `hf_hyper.bench.peers`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hf_hyper.nn import HyperLinear
 
 __all__ = ["CALIBRATED", "METHODS", "OURS", "decoder_linears", "ours", "plan"]
 
-CALIBRATED = ("fisher", "ldlq", "plain")
+CALIBRATED = ("fit", "fisher", "ldlq", "plain")
 """Methods of this package that see text, by the name of their rounding."""
 
 OURS = ("shift", "winding", *CALIBRATED)

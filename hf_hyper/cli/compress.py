@@ -26,9 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration-tokens", metavar="N", type=int, default=32768, help="tokens read at most (default: 32768)"
     )
-    parser.add_argument(
-        "--rounding", default="fisher", help="with calibration: fisher, ldlq or plain (default: fisher)"
-    )
+    parser.add_argument("--rounding", default="fit", help="with calibration: fit, fisher, ldlq or plain (default: fit)")
     parser.add_argument("--seed", type=int, default=0, help="start of the sign generator (default: 0)")
     parser.add_argument("--device", default="auto", help="where to search, e.g. cpu or cuda (default: auto)")
     parser.add_argument("--resume", action="store_true", help="use tensors that an earlier run finished")

@@ -70,7 +70,7 @@ def _show(report: Report) -> None:
 
 
 def _shape(shape: tuple[int, ...]) -> str:
-    """`5 x 7`; the sides of a kernel are joined: `64 x 32 x 3x3`."""
+    """`5 x 7`, `8 x 64 x 32` with experts in front; the sides of a kernel are joined: `64 x 32 x 3x3`."""
     if len(shape) == 2:
         return f"{shape[0]:>5} x {shape[1]:<5}"
     return f"{shape[0]} x {shape[1]} x {'x'.join(map(str, shape[2:]))}"

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hf_hyper import _native, _triton
 from hf_hyper.hyperfunctions.winding import code_width, dimension, group_size
-from hf_hyper.kernels import cpu, cpu_winding, cuda, cuda_winding, reference
+from hf_hyper.kernels import cpu, cpu_winding, cuda, cuda_experts, cuda_winding, reference
+from hf_hyper.kernels.experts import by_expert
 from hf_hyper.scheme import TensorScheme
 
 __all__ = ["explain", "select"]
@@ -48,6 +49,10 @@ def _needs_core() -> str | None:
     return None if _native.load() is not None else f"compiled core absent: {_native.unavailable_reason()}"
 
 
+_EXPERTS_CPU_SHIFT = by_expert(cpu.matmul_shift)
+_EXPERTS_CPU_WINDING = by_expert(cpu_winding.matmul_winding)
+_EXPERTS_CUDA_WINDING = by_expert(cuda_winding.matmul_winding)
+
 TABLE = (
     Row("decode", "cpu", "shift", "cpu.decode_shift", cpu.decode_shift, _needs_core_and_incoherence),
     Row("matmul", "cpu", "shift", "cpu.matmul_shift", cpu.matmul_shift, _needs_core_and_incoherence),
@@ -57,11 +62,19 @@ TABLE = (
     Row("matmul", "cuda", "shift", "cuda.matmul_shift", cuda.matmul_shift, cuda.obstacle),
     Row("decode", "cuda", "winding", "cuda.decode_winding", cuda_winding.decode_winding, cuda_winding.obstacle),
     Row("matmul", "cuda", "winding", "cuda.matmul_winding", cuda_winding.matmul_winding, cuda_winding.obstacle),
+    Row("matmul_experts", "cpu", "shift", "cpu.matmul_shift", _EXPERTS_CPU_SHIFT, _needs_core_and_incoherence),
+    Row("matmul_experts", "cpu", "winding", "cpu.matmul_winding", _EXPERTS_CPU_WINDING, _needs_core_and_pairs),
+    Row("matmul_experts", "cuda", "shift", "cuda.matmul_experts_shift", cuda_experts.matmul_shift, cuda.obstacle),
+    Row("matmul_experts", "cuda", "winding", "cuda.matmul_winding", _EXPERTS_CUDA_WINDING, cuda_winding.obstacle),
 )
 
 _SAY_IF_ABSENT = {"cpu": _native.say_if_absent, "cuda": _triton.say_if_absent}
 
-_REFERENCE: dict[str, Callable[..., Tensor]] = {"decode": reference.decode, "matmul": reference.matmul}
+_REFERENCE: dict[str, Callable[..., Tensor]] = {
+    "decode": reference.decode,
+    "matmul": reference.matmul,
+    "matmul_experts": reference.matmul_experts,
+}
 
 
 @functools.cache
@@ -69,7 +82,7 @@ def select(operator: str, device: str, scheme: TensorScheme) -> Callable[..., Te
     """Implementation of an operator.
 
     Args:
-        operator: `decode` or `matmul`.
+        operator: `decode`, `matmul` or `matmul_experts`.
         device: Device type, such as `cpu`.
         scheme: How the weight is stored.
 
@@ -95,6 +108,7 @@ def explain(scheme: TensorScheme, device: torch.device | str = "cpu") -> str:
         >>> print(explain(TensorScheme("winding", 6.5, 64, 64, incoherence=False), "mps"))
         decode on mps: reference.decode
         matmul on mps: reference.matmul
+        matmul_experts on mps: reference.matmul_experts
     """
     kind = torch.device(device).type
     lines = []

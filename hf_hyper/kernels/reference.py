@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from hf_hyper import codec, hyperfunctions
+from hf_hyper.kernels.experts import by_expert
 from hf_hyper.rotation.incoherence import rotate_input, unrotate_output
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["decode", "matmul", "rotated_matmul"]
+__all__ = ["decode", "matmul", "matmul_experts", "rotated_matmul"]
 
 
 def decode(tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: torch.dtype) -> Tensor:
@@ -29,6 +30,21 @@ def matmul(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Te
         `[..., out_features]`, dtype of `x`.
     """
     return rotated_matmul(x, hyperfunctions.get(scheme.hyperfunction).decode(tensors, scheme), tensors, scheme)
+
+
+def matmul_experts(x: Tensor, ids: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:
+    """Every row of `x` times the weight of its expert.
+
+    Args:
+        x: `[rows, in_features]` floating point.
+        ids: `[rows]` integers, the expert of every row; rows of numbers that are no expert's give zeros.
+        tensors: Stored tensors, with a dimension of experts in front.
+        scheme: How the weight of every expert is stored.
+
+    Returns:
+        `[rows, out_features]`, dtype of `x`.
+    """
+    return by_expert(matmul)(x, ids, tensors, scheme)
 
 
 def rotated_matmul(x: Tensor, decoded: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:

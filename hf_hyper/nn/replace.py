@@ -8,11 +8,21 @@ from torch import nn
 from hf_hyper.layout import Layout
 from hf_hyper.nn import conv
 from hf_hyper.nn.embedding import HyperEmbedding
+from hf_hyper.nn.experts import PREFIX, ExpertBank, HyperExpertBank, HyperExperts, join_experts
 from hf_hyper.nn.linear import HyperLinear
 from hf_hyper.nn.stored import HyperLayer
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["hyper_layer", "hyper_modules", "replace", "reshapable", "restore", "weight_shape"]
+__all__ = [
+    "hyper_layer",
+    "hyper_modules",
+    "layer_of",
+    "original_weight",
+    "replace",
+    "reshapable",
+    "restore",
+    "weight_shape",
+]
 
 _CONVOLUTIONS = {
     nn.Conv1d: conv.HyperConv1d,
@@ -28,8 +38,11 @@ def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
     """Shape of the weight of a plain layer that can be stored, None for any other module.
 
     Only the classes of `torch.nn` themselves count: a subclass may use its weight in ways of its own. The weight of
-    transformers' `Conv1D` (GPT-2), a linear layer that holds it transposed, counts as `[out_features, in_features]`.
+    transformers' `Conv1D` (GPT-2), a linear layer that holds it transposed, counts as `[out_features, in_features]`,
+    and fused weights of experts, once they are banks (`split_experts`), as `[experts, out_features, in_features]`.
     """
+    if type(module) is ExpertBank:
+        return tuple(module.weight.shape)
     if type(module) is nn.Embedding:
         return None if module.max_norm is not None else (module.num_embeddings, module.embedding_dim)
     if type(module) is nn.Linear or type(module) in _CONVOLUTIONS:
@@ -62,6 +75,8 @@ def hyper_layer(plain: nn.Module, scheme: TensorScheme, layout: Layout, dtype: t
     """
     if type(plain) in _CONVOLUTIONS:
         layer = _CONVOLUTIONS[type(plain)](plain, scheme, layout, dtype)
+    elif isinstance(plain, ExpertBank):
+        layer = HyperExpertBank(plain, scheme, layout, dtype)
     elif isinstance(plain, nn.Embedding):
         layer = HyperEmbedding(plain, scheme, layout, dtype)
     else:
@@ -83,7 +98,7 @@ def replace(
         model: Model skeleton, changed in place.
         choose: Scheme and layout for a module's name, itself and the shape of its weight, or None to leave it.
         dtype: Dtype of biases and of decoded weights.
-        placeholder: Keep a meta parameter `weight` of the original shape, for loaders that compress on the fly.
+        placeholder: Keep a meta parameter of the original name and shape, for loaders that compress on the fly.
 
     Returns:
         Every swapped layer by name, in model order.
@@ -95,18 +110,41 @@ def replace(
         if chosen is None:
             continue
         layer = hyper_layer(module, *chosen, dtype)
-        if placeholder:
-            empty = torch.empty(module.get_parameter("weight").shape, dtype=dtype, device="meta")
-            layer._parameters["weight"] = nn.Parameter(empty, requires_grad=False)
         model.set_submodule(name, layer)
+        if placeholder:
+            weight = module.get_parameter("weight")
+            original = weight.mT if isinstance(layer, HyperExpertBank) and layer.transposed else weight
+            empty = torch.empty(original.shape, dtype=dtype, device="meta")
+            owner, key = original_weight(model, name)
+            owner._parameters[key] = nn.Parameter(empty, requires_grad=False)
         layers[name] = layer
     return layers
+
+
+def original_weight(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Module and name of the parameter that an uncompressed model has in the place of layer `name`'s stored tensors."""
+    layer = model.get_submodule(name)
+    if isinstance(layer, ExpertBank):
+        owner, _, bank = name.rpartition(".")
+        return model.get_submodule(owner), bank.removeprefix(PREFIX)
+    return layer, "weight"
+
+
+def layer_of(model: nn.Module, parameter: str) -> tuple[str, HyperLayer] | None:
+    """Name and module of the layer that stores a parameter of the uncompressed model, None where none does."""
+    name, _, key = parameter.rpartition(".")
+    module = model.get_submodule(name)
+    if isinstance(module, HyperExperts) and f"{PREFIX}{key}" in module._modules:
+        name = f"{name}.{PREFIX}{key}" if name else f"{PREFIX}{key}"
+        module, key = module.get_submodule(f"{PREFIX}{key}"), "weight"
+    return (name, module) if isinstance(module, HyperLayer) and key == "weight" else None
 
 
 def restore(model: nn.Module, dtype: torch.dtype) -> None:
     """Swap every layer with a stored weight back for a plain one with the decoded weight in `dtype`."""
     for name, layer in list(hyper_modules(model)):
         model.set_submodule(name, layer.restored(dtype))
+    join_experts(model)
 
 
 def hyper_modules(model: nn.Module) -> Iterator[tuple[str, HyperLayer]]:

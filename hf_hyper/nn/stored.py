@@ -6,7 +6,7 @@ While a model is compressed during loading, a placeholder parameter `weight` on 
 expects one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,15 +19,55 @@ from hf_hyper.kernels import ops
 from hf_hyper.layout import MASK, Layout
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["HyperLayer", "layer_specs"]
+__all__ = ["HyperLayer", "decode", "decode_experts", "layer_specs", "relative_error"]
 
 
 def layer_specs(scheme: TensorScheme, layout: Layout) -> dict[str, TensorSpec]:
     """Names, shapes and dtypes of the tensors that a layer holds for its weight."""
     specs = dict(codec.tensor_specs(scheme))
+    if layout.experts is not None:
+        return {name: TensorSpec((layout.experts, *spec.shape), spec.dtype) for name, spec in specs.items()}
     if layout.pruned is not None:
         specs[MASK] = TensorSpec((layout.mask_words,), torch.int32)
     return specs
+
+
+def decode(tensors: list[Tensor], key: str, layout: Layout, dtype: torch.dtype) -> Tensor:
+    """The weight of a layer.
+
+    Args:
+        tensors: In the order of `layer_specs`.
+        key: Of the scheme.
+        layout: Between matrix and weight.
+        dtype: Floating-point dtype of the result.
+
+    Returns:
+        `layout.shape` in `dtype`.
+    """
+    if layout.experts is None:
+        mask = tensors[-1] if layout.pruned is not None else None
+        return layout.from_matrix(ops.decode(tensors[: None if mask is None else -1], key, dtype), mask)
+    weight = torch.empty(layout.shape, dtype=dtype, device=tensors[0].device)
+    for expert, own in enumerate(decode_experts(tensors, key, dtype)):
+        weight[expert] = own
+    return weight
+
+
+def decode_experts(tensors: list[Tensor], key: str, dtype: torch.dtype = torch.float32) -> Iterator[Tensor]:
+    """The matrix `[out, in]` of one expert after the other; arguments as for `decode`."""
+    for expert in range(len(tensors[0])):
+        yield ops.decode([tensor[expert] for tensor in tensors], key, dtype)
+
+
+def relative_error(weight: Tensor, tensors: list[Tensor], key: str, layout: Layout) -> float:
+    """`||W - W'||² / ||W||²` of a weight `layout.shape` and its stored tensors; experts are decoded one by one."""
+    if layout.experts is None:
+        return codec.relative_error(weight, decode(tensors, key, layout, torch.float32))
+    total, energies = 0.0, 0.0
+    for own, decoded in zip(weight, decode_experts(tensors, key), strict=True):
+        energy = float(own.double().square().sum())
+        total, energies = total + energy * codec.relative_error(own, decoded), energies + energy
+    return total / energies if energies > 0 else 0.0
 
 
 class StoredParameter(nn.Parameter):
@@ -102,9 +142,7 @@ class HyperLayer(nn.Module):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight, `layout.shape` in `dtype` (default `compute_dtype`)."""
-        tensors = self.stored()
-        mask = tensors.pop() if self.layout.pruned is not None else None
-        return self.layout.from_matrix(ops.decode(tensors, self._key, dtype or self.compute_dtype), mask)
+        return decode(self.stored(), self._key, self.layout, dtype or self.compute_dtype)
 
     def plain_layer(self, device: torch.device | str) -> nn.Module:
         """An uncompressed layer of the class, shape and mode of the one this replaced, with new parameters."""

@@ -7,9 +7,10 @@
 
 Without gradients one pass forward does the first two. Beside the model, memory holds the activations of one batch in
 one layer and the second moments of one layer, in float32 and in two halves: 8 bytes for every pair of inputs and every
-pair of outputs; the fit, the hidden states of one batch after every layer. The scratch file takes `layers + 1` times
-the bytes of the text's hidden states. Finished tensors are kept in the current `TensorStore`, so that a run that was
-stopped does not search them again; the fit starts anew.
+pair of outputs, of every expert that the text is sent to where there are experts; the fit, the hidden states of one
+batch after every layer. The scratch file takes `layers + 1` times the bytes of the text's hidden states. Finished
+tensors are kept in the current `TensorStore`, so that a run that was stopped does not search them again; the fit
+starts anew.
 """
 
 import contextlib
@@ -26,15 +27,15 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from hf_hyper import codec
 from hf_hyper.config import FORMAT_VERSION
 from hf_hyper.nn.replace import hyper_modules, is_transposed
+from hf_hyper.nn.stored import HyperLayer, decode_experts, relative_error
 from hf_hyper.pipeline.fit import can_fit, fit_scales_to_loss
 from hf_hyper.pipeline.gradients import layer_backward, layer_forward, states_by_layer, top_gradients
 from hf_hyper.pipeline.module import filled
 from hf_hyper.pipeline.stack import Stack
 from hf_hyper.plan import Plan
-from hf_hyper.rounding import Knowledge, output_error, quantize_calibrated
+from hf_hyper.rounding import ExpertKnowledge, Knowledge, output_error, quantize_calibrated, quantize_experts
 from hf_hyper.storage.resume import TensorStore
 
 __all__ = ["compress_loaded"]
@@ -104,12 +105,12 @@ class _Job:
     bar: Any
     measured: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def compress_all(self, known: Mapping[str, Knowledge]) -> None:
+    def compress_all(self, known: Mapping[str, Knowledge | ExpertKnowledge]) -> None:
         """Compress several modules."""
         for name, knowledge in known.items():
             self.compress(name, knowledge)
 
-    def compress(self, name: str, knowledge: Knowledge | None) -> None:
+    def compress(self, name: str, knowledge: Knowledge | ExpertKnowledge | None) -> None:
         """Put the compressed layer in the place of module `name`."""
         started, module, plan = time.perf_counter(), self.model.get_submodule(name), self.plans[name]
         weight = module.get_parameter("weight").detach()
@@ -119,17 +120,27 @@ class _Job:
             if knowledge is None:
                 return plan.quantize(weight, self.effort, name)
             plain = self.rounding == "plain"
+            if isinstance(knowledge, ExpertKnowledge):
+                return quantize_experts(weight, plan.scheme, self.effort, knowledge, plain=plain, name=name)
             return quantize_calibrated(weight, plan.scheme, self.effort, knowledge, plain=plain, name=name)
 
         tensors = self.store.get_or_make(weight, f"{self.question},{name},{plan.scheme.key}", make)
         layer = filled(name, module, plan.scheme, plan.layout, tensors)
-        decoded = layer.dequantize(torch.float32)
-        measured = {"relative_error": codec.relative_error(weight, decoded)}
-        if knowledge is not None:
-            measured["output_error"] = output_error(weight, decoded, knowledge.inputs)
+        measured = _errors(weight, layer, knowledge)
         self.model.set_submodule(name, layer)
         self.measured[name] = {**measured, "seconds": time.perf_counter() - started}
         self.bar.update()
+
+
+def _errors(weight: Tensor, layer: HyperLayer, knowledge: Knowledge | ExpertKnowledge | None) -> dict[str, float]:
+    """`relative_error`, and `output_error` where the inputs are known."""
+    stored, key = layer.stored(), layer.scheme.key
+    errors = {"relative_error": relative_error(weight, stored, key, layer.layout)}
+    if isinstance(knowledge, ExpertKnowledge):
+        errors["output_error"] = knowledge.output_error(weight, decode_experts(stored, key))
+    elif knowledge is not None:
+        errors["output_error"] = output_error(weight, layer.dequantize(torch.float32), knowledge.inputs)
+    return errors
 
 
 def _compress_stack(job: _Job, windows: Tensor, seed: int) -> None:
@@ -159,7 +170,9 @@ def _modules(stack: Stack, index: int, plans: Mapping[str, Plan]) -> dict[str, n
     return {
         name: module
         for name, module in named.items()
-        if name in plans and plans[name].layout.plain and not isinstance(module, nn.Embedding)
+        if name in plans
+        and (plans[name].layout.plain or plans[name].layout.experts is not None)
+        and not isinstance(module, nn.Embedding)
     }
 
 

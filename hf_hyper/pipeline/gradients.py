@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_hyper.nn.experts import ExpertBank
 from hf_hyper.pipeline.stack import Stack
-from hf_hyper.rounding import Knowledge, Moment
+from hf_hyper.rounding import ExpertKnowledge, ExpertMoments, Knowledge, Moment
 
 __all__ = ["layer_backward", "layer_forward", "states_by_layer", "top_gradients"]
 
@@ -79,14 +80,14 @@ def top_gradients(stack: Stack, states: Tensor, seed: int) -> Tensor:
 @torch.no_grad()
 def layer_forward(
     stack: Stack, index: int, states: Tensor, modules: Mapping[str, nn.Module], after: Tensor
-) -> dict[str, Knowledge]:
+) -> dict[str, Knowledge | ExpertKnowledge]:
     """Run one layer and watch the inputs of some of its modules.
 
     Args:
         stack: Layers.
         index: Which layer.
         states: Its inputs, `[n, length, hidden]`.
-        modules: Linear modules of the layer by name.
+        modules: Linear modules and banks of experts of the layer by name.
         after: Where its outputs go, as large as `states`; may be `states` itself.
 
     Returns:
@@ -103,14 +104,14 @@ def layer_forward(
 @torch.enable_grad()
 def layer_backward(
     stack: Stack, index: int, states: Tensor, modules: Mapping[str, nn.Module], gradients: Tensor
-) -> dict[str, Knowledge]:
+) -> dict[str, Knowledge | ExpertKnowledge]:
     """Run one layer forward and backward and watch some of its modules.
 
     Args:
         stack: Layers.
         index: Which layer.
         states: Its inputs, `[n, length, hidden]`.
-        modules: Linear modules of the layer by name.
+        modules: Linear modules and banks of experts of the layer by name.
         gradients: Gradient of the loss with respect to its outputs, as large; replaced by that of its inputs.
 
     Returns:
@@ -133,23 +134,23 @@ class _Watch:
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self.modules, self.half = modules, 0
-        self._inputs: dict[str, Moment] = {}
-        self._outputs: dict[str, Moment] = {}
+        self._inputs: dict[str, Any] = {}  # a Moment, or ExpertMoments of a bank
+        self._outputs: dict[str, Any] = {}
 
     @contextlib.contextmanager
     def forward(self) -> Iterator[None]:
         """Watch inputs while one batch runs; modules that are given the same tensor share a moment."""
-        seen: dict[str, Tensor] = {}
+        seen: dict[str, tuple[Tensor, ...]] = {}
 
         def note(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen[name] = args[0]
+            seen[name] = args
 
         with self._hooks(nn.Module.register_forward_pre_hook, note):
             yield
-        done: dict[int, Moment] = {}
-        for name, rows in seen.items():
+        done: dict[int, Any] = {}
+        for name, (rows, *ids) in seen.items():
             if id(rows) not in done:
-                self._inputs.setdefault(name, Moment(rows.shape[-1], rows.device)).add(rows, self.half)
+                self._inputs.setdefault(name, self._moment(name, rows)).add(rows, *ids, self.half)
                 done[id(rows)] = self._inputs[name]
             self._inputs[name] = done[id(rows)]
 
@@ -157,24 +158,30 @@ class _Watch:
     def backward(self) -> Iterator[None]:
         """Watch inputs and gradients of outputs, by the length of the gradient, while a batch runs both ways."""
 
-        def note(name: str, rows: Tensor, gradient: Tensor) -> None:
+        def note(name: str, rows: Tensor, ids: tuple[Tensor, ...], gradient: Tensor) -> None:
             if name not in self._outputs:
-                self._inputs[name] = Moment(rows.shape[-1], rows.device)
-                self._outputs[name] = Moment(gradient.shape[-1], gradient.device)
+                self._inputs[name], self._outputs[name] = self._moment(name, rows), self._moment(name, gradient)
             gradient = gradient.float()
             root = gradient.norm(dim=-1, keepdim=True).sqrt()
-            self._inputs[name].add(rows.float() * root, self.half)
-            self._outputs[name].add(gradient / root.clamp(min=torch.finfo(root.dtype).tiny), self.half)
+            self._inputs[name].add(rows.float() * root, *ids, self.half)
+            self._outputs[name].add(gradient / root.clamp(min=torch.finfo(root.dtype).tiny), *ids, self.half)
 
         def attach(name: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            output.register_hook(functools.partial(note, name, args[0].detach()))
+            output.register_hook(functools.partial(note, name, args[0].detach(), args[1:]))
 
         with self._hooks(nn.Module.register_forward_hook, attach):
             yield
 
-    def knowledge(self) -> dict[str, Knowledge]:
+    def knowledge(self) -> dict[str, Knowledge | ExpertKnowledge]:
         """By name of every module that ran."""
-        return {name: Knowledge(inputs, self._outputs.get(name)) for name, inputs in self._inputs.items()}
+        kind = {Moment: Knowledge, ExpertMoments: ExpertKnowledge}
+        return {name: kind[type(inputs)](inputs, self._outputs.get(name)) for name, inputs in self._inputs.items()}
+
+    def _moment(self, name: str, rows: Tensor) -> Moment | ExpertMoments:
+        module = self.modules[name]
+        if isinstance(module, ExpertBank):  # called with the expert of every row besides
+            return ExpertMoments(len(module.weight), rows.shape[-1], rows.device)
+        return Moment(rows.shape[-1], rows.device)
 
     @contextlib.contextmanager
     def _hooks(self, register: Callable[..., Any], hook: Callable[..., None]) -> Iterator[None]:

@@ -7,9 +7,10 @@
     model = hf_hyper.load_module(Net(), saved["state"], saved["config"])
 
 Layers are swapped in place, and only in these classes of `torch.nn` themselves: `Linear`, convolutions and transposed
-convolutions, and `Embedding` where asked for. Left alone are normalisations, subclasses with a forward pass of their
-own, parametrized layers, weights shared by several layers, and layers too small to gain (see `plan.py`). Layers pruned
-by `torch.nn.utils.prune` keep their zeros; the pruning becomes permanent.
+convolutions, and `Embedding` where asked for; and fused experts of transformers (`nn/experts.py`). Left alone are
+normalisations, subclasses with a forward pass of their own, parametrized layers, weights shared by several layers, and
+layers too small to gain (see `plan.py`). Layers pruned by `torch.nn.utils.prune` keep their zeros; the pruning becomes
+permanent.
 """
 
 import math
@@ -26,6 +27,7 @@ from transformers.utils import logging
 from hf_hyper.config import HyperConfig
 from hf_hyper.errors import ConfigError, FormatError
 from hf_hyper.layout import Layout
+from hf_hyper.nn.experts import ExpertBank, join_experts, routers, split_experts
 from hf_hyper.nn.replace import hyper_layer, hyper_modules, is_transposed, reshapable, weight_shape
 from hf_hyper.nn.stored import HyperLayer, layer_specs
 from hf_hyper.pipeline.allocate import mixed_bits
@@ -65,6 +67,16 @@ def compress_module(module: nn.Module, config: HyperConfig, bits: Mapping[str, f
             "use compress_model for a model of transformers"
         )
     made = HyperConfig(**{**config.to_dict(), "tensor_schemes": None})
+    split_experts(module)
+    try:
+        module = _compress_split(module, made, bits)
+    finally:
+        join_experts(module)
+    module.hyper_config = made  # pyright: ignore[reportArgumentType]
+    return module
+
+
+def _compress_split(module: nn.Module, made: HyperConfig, bits: Mapping[str, float] | None) -> nn.Module:
     chosen = [
         (name, layer)
         for name, layer in _candidates(module, made)
@@ -81,7 +93,6 @@ def compress_module(module: nn.Module, config: HyperConfig, bits: Mapping[str, f
             f"no layer of {type(module).__name__} is left to compress: modules_to_not_convert excludes "
             f"{made.modules_to_not_convert}, and layers too small to gain, or that miss loss_max, stay as they are"
         )
-    module.hyper_config = made  # pyright: ignore[reportArgumentType]
     return module
 
 
@@ -102,6 +113,7 @@ def load_module(
         FormatError: Config, tensors and architecture do not fit together.
     """
     config = config if isinstance(config, HyperConfig) else HyperConfig(**config)
+    split_experts(module)
     layers = dict(module.named_modules())
     for name in config.tensor_schemes:
         shape = weight_shape(layers[name]) if name in layers else None
@@ -113,6 +125,7 @@ def load_module(
         scheme, layout = config.recorded(name, *shape), config.recorded_layout(name, shape)
         tensors = {key: state_dict.get(f"{name}.{key}" if name else key) for key in layer_specs(scheme, layout)}
         module = _put(module, name, filled(name, layers[name], scheme, layout, tensors))
+    join_experts(module)
     missing, unexpected = module.load_state_dict(state_dict, strict=False)
     if missing or unexpected:
         raise FormatError(
@@ -127,8 +140,10 @@ def _candidates(module: nn.Module, config: HyperConfig) -> list[tuple[str, nn.Mo
     """Layers with a weight that can be stored and that no other place in the module shares."""
     owners = Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
     places = Counter(id(m) for _, m in module.named_modules(remove_duplicate=False))
-    found = []
+    found, choosers = [], routers(module)
     for name, layer in module.named_modules():
+        if name in choosers:
+            continue
         if weight_shape(layer) is None or (isinstance(layer, nn.Embedding) and not config.compress_embeddings):
             continue
         parameter = layer._parameters.get("weight")
@@ -145,7 +160,7 @@ def _compressed(name: str, layer: nn.Module, config: HyperConfig, bits: float) -
     weight = layer.get_parameter("weight")
     weight = weight.T if is_transposed(layer) else weight
     own = HyperConfig(**{**config.to_dict(), "tensor_schemes": None, "bits": bits})
-    plan = plan_shape(own, tuple(weight.shape), reshapable(layer))
+    plan = plan_shape(own, tuple(weight.shape), reshapable(layer), experts=isinstance(layer, ExpertBank))
     if plan is None:
         return None
     plan = plan_weight(own, weight, plan)

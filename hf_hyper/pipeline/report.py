@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
+from transformers.core_model_loading import revert_weight_conversion
 
 from hf_hyper.config import HyperConfig
 from hf_hyper.errors import FormatError
 from hf_hyper.layout import Layout
+from hf_hyper.nn.experts import PREFIX, split_experts
 from hf_hyper.nn.replace import hyper_modules, weight_shape
 from hf_hyper.nn.stored import layer_specs
 from hf_hyper.pipeline.headers import hub_headers, local_headers
@@ -41,7 +43,8 @@ class TensorRecord:
 
     Attributes:
         name: Name of the module.
-        shape: Of the weight: `(out_features, in_features)` of a linear layer.
+        shape: Of the weight: `(out_features, in_features)` of a linear layer, with the number of experts in front for
+            the weights of experts.
         hyperfunction: How it is stored.
         bits: Code bits per weight.
         bits_per_weight: Stored bits per weight with scales, constants and padding.
@@ -152,8 +155,7 @@ def summarize(model: nn.Module | str | Path, measured: Mapping[str, Mapping[str,
     if measured is None:
         measured = _read_measured(folder)
     schemes = _schemes(config)
-    stored = {f"{name}.{key}" for name, stored_as in schemes.items() for key in layer_specs(*stored_as)}
-    stored |= {f"{name}.weight" for name in schemes}  # the sentinel
+    stored = _stored_names(config, schemes)
     others = [header for name, header in headers.items() if name not in stored]
     return Report(
         tensors=[_record(name, *stored_as, measured) for name, stored_as in schemes.items()],
@@ -209,6 +211,7 @@ def _schemes(config: PreTrainedConfig) -> dict[str, tuple[TensorScheme, Layout]]
     del config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
     with torch.device("meta"):
         skeleton = model_class(config)._from_config(config)
+    split_experts(skeleton)
     shapes = {name: weight_shape(module) for name, module in skeleton.named_modules()}
     schemes = {}
     for name in hyper.tensor_schemes:
@@ -220,6 +223,26 @@ def _schemes(config: PreTrainedConfig) -> dict[str, tuple[TensorScheme, Layout]]
             )
         schemes[name] = hyper.recorded(name, *shape), hyper.recorded_layout(name, shape)
     return schemes
+
+
+def _stored_names(config: PreTrainedConfig, schemes: Mapping[str, tuple[TensorScheme, Layout]]) -> set[str]:
+    """Names in files of all tensors of compressed modules, the sentinel among them.
+
+    transformers saves some models under other names than their modules have, and renames ours with them.
+    """
+    with torch.device("meta"):
+        skeleton = model_class(config)._from_config(config)
+    nothing = torch.empty(0, device="meta")
+    tensors: dict[str, Tensor] = {}
+    for name, stored_as in schemes.items():
+        tensors |= {f"{name}.{key}": nothing for key in layer_specs(*stored_as)}
+        if stored_as[1].experts is None:
+            tensors[f"{name}.weight"] = nothing  # the sentinel, or its place
+        else:
+            owner, _, bank = name.rpartition(".")
+            fused = f"{owner}.{bank.removeprefix(PREFIX)}"
+            tensors[fused] = skeleton.get_parameter(fused)
+    return set(revert_weight_conversion(skeleton, tensors))
 
 
 def _read_measured(source: Path) -> dict[str, dict[str, float]]:

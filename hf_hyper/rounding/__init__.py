@@ -1,6 +1,15 @@
 """Rounding with knowledge of the data."""
 
 from hf_hyper.rounding.calibrated import Knowledge, output_error, quantize_calibrated
+from hf_hyper.rounding.experts import ExpertKnowledge, ExpertMoments, quantize_experts
 from hf_hyper.rounding.moments import Moment
 
-__all__ = ["Knowledge", "Moment", "output_error", "quantize_calibrated"]
+__all__ = [
+    "ExpertKnowledge",
+    "ExpertMoments",
+    "Knowledge",
+    "Moment",
+    "output_error",
+    "quantize_calibrated",
+    "quantize_experts",
+]

@@ -59,12 +59,20 @@ class Moment:
         for start in range(0, self.width, PANEL):
             own = rows[:, start : start + PANEL]
             self._upper[half, start : start + PANEL, start:].addmm_(own.T, rows[:, start:])
+        self._count(len(rows), half)
+
+    def add_product(self, product: Tensor, count: int, half: int) -> None:
+        """Count `count` rows by the sum `[width, width]` of their outer products."""
+        self._upper[half] += product
+        self._count(count, half)
+
+    def _count(self, count: int, half: int) -> None:
         if not bool(self._upper[half].diagonal().isfinite().all()):
             raise ShapeError(
                 "activations or gradients of the calibration text are NaN or infinite; load the model in float32 or "
                 "bfloat16, or give another text"
             )
-        self.counts[half] += len(rows)
+        self.counts[half] += count
 
     @property
     def halves(self) -> tuple[Tensor, Tensor]:

@@ -52,6 +52,15 @@ def plans() -> dict[str, tuple[Plan, torch.Tensor]]:
         plan = plan_shape(config, tuple(weight.shape), reshapable=True)
         assert plan is not None
         cases[name] = (plan_weight(config, sparse, plan), sparse)
+    torch.manual_seed(2)
+    for name, config in (
+        ("shift-experts", HyperConfig(bits=3, seed=11)),
+        ("winding-experts", HyperConfig(bits=4, hyperfunction="winding")),
+    ):
+        bank = torch.randn(3, 20, 40) * torch.tensor([0.1, 1.0, 0.01]).view(3, 1, 1)
+        plan = plan_shape(config, tuple(bank.shape), reshapable=False, experts=True)
+        assert plan is not None
+        cases[name] = (plan, bank)
     return cases
 
 
@@ -63,8 +72,13 @@ def main() -> None:
         if (FOLDER / f"{name}.safetensors").exists():
             continue
         tensors = plan.quantize(weight, "best")
-        matrix = codec.dequantize({key: tensors[key] for key in codec.tensor_specs(plan.scheme)}, plan.scheme)
-        expected = plan.layout.from_matrix(matrix, tensors.get(MASK)).contiguous()
+        names = codec.tensor_specs(plan.scheme)
+        if plan.layout.experts is not None:
+            banks = [{key: tensors[key][expert] for key in names} for expert in range(plan.layout.experts)]
+            expected = torch.stack([codec.dequantize(own, plan.scheme) for own in banks])
+        else:
+            matrix = codec.dequantize({key: tensors[key] for key in names}, plan.scheme)
+            expected = plan.layout.from_matrix(matrix, tensors.get(MASK)).contiguous()
         layout = {"shape": list(weight.shape), **plan.layout.fields()}
         metadata = {"scheme": plan.scheme.key, "layout": json.dumps(layout)}
         save_file({**tensors, "expected": expected}, FOLDER / f"{name}.safetensors", metadata)

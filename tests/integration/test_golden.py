@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from format_decoder import decode_incoherence, decode_layout, decode_shift, decode_winding
+from format_decoder import decode_incoherence, decode_layout, decode_shift, decode_winding, split_experts
 from helpers import relative_error
 from safetensors import safe_open
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_hyper import codec
 from hf_hyper.kernels import ops
 from hf_hyper.layout import MASK, Layout
+from hf_hyper.nn.stored import decode, layer_specs
 from hf_hyper.scheme import TensorScheme
 
 FILES = sorted((Path(__file__).parent.parent / "golden").glob("format*/*.safetensors"))
@@ -45,6 +46,18 @@ def test_golden_file(path: Path) -> None:
         expected = file.get_tensor("expected")
         fields = json.loads(file.metadata().get("layout", "null"))
         mask = file.get_tensor(MASK) if MASK in file.keys() else None
+    if fields is not None and "experts" in fields:
+        shape = tuple(fields.pop("shape"))
+        parts = split_experts({k: (t if k == "codes" else t.double()).numpy() for k, t in tensors.items()}, fields)
+        parts = [{name: torch.from_numpy(array) for name, array in part.items()} for part in parts]
+        literal = torch.stack([second_opinion(part, scheme) for part in parts])
+        assert relative_error(literal, expected) < 1e-6
+        layout = Layout.from_fields(shape, fields)
+        assert {name: tensor.shape for name, tensor in tensors.items()} == {
+            name: spec.shape for name, spec in layer_specs(scheme, layout).items()
+        }
+        assert relative_error(decode(list(tensors.values()), scheme.key, layout, torch.float32), expected) < 1e-6
+        return
     if fields is not None:
         shape = tuple(fields.pop("shape"))
         literal = decode_layout(

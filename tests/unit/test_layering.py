@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent.parent / "hf_hyper"
 
 GROUPS = [
-    {"errors", "_native", "_triton", "scheme", "packing", "layout"},
+    {"errors", "_native", "_triton", "scheme", "packing", "layout", "routing"},
     {"hyperfunctions", "rotation"},
     {"encoders", "codec", "storage", "rounding"},
     {"kernels"},

@@ -1,0 +1,62 @@
+"""`shift` weights of several experts on GPUs, in Triton.
+
+The launches of `cuda.matmul_shift` with rows sorted by expert in between (`_triton/experts.py`). All experts of a bank
+have one scheme, so all rows go through one rotation before the product and one after it; scales are each expert's own.
+Nothing waits for the device.
+"""
+
+import functools
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hf_hyper.hyperfunctions.shift import MULTIPLIER
+from hf_hyper.kernels.cuda import HALF_BIAS, _plan
+from hf_hyper.scheme import TensorScheme
+
+__all__ = ["matmul_shift"]
+
+
+def matmul_shift(x: Tensor, ids: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:
+    """Every row of `x` times the `shift` weight of its expert; see `reference.matmul_experts`."""
+    from hf_hyper._triton import experts, rotation
+
+    if len(x) == 0:
+        return x.new_empty(0, scheme.out_features)
+    plan, out_scale = _plan(scheme, x.device), tensors["out_scale"]
+    rotated, sums, units = rotation.rotate(x.contiguous(), plan.signs_in, plan.left, plan.right)
+    parts = len(rotated)
+    y = experts.products(
+        rotated.flatten(0, 1),
+        ids.repeat(parts),
+        tensors["codes"].contiguous(),
+        tensors["scale"].contiguous(),
+        plan.bits,
+        MULTIPLIER,
+        offset=plan.mean + HALF_BIAS,
+        inverse_deviation=plan.inverse_deviation,
+    )
+    out = torch.empty(len(x), scheme.out_features, dtype=torch.float32, device=x.device)
+    rotation.finish(
+        y.view(-1, len(x), scheme.padded_out),
+        sums,
+        units,
+        _ones(scheme.padded_out, torch.float16, x.device),
+        plan.signs_out,
+        _ones(scheme.out_features, torch.bfloat16, x.device),
+        plan.hadamard,
+        out,
+        first=0,
+        offset=0.0,
+        inverse_deviation=1.0,
+    )
+    routed = (ids >= 0) & (ids < len(out_scale))
+    out *= out_scale[torch.where(routed, ids, 0)].float()
+    return torch.where(routed.unsqueeze(1), out, 0.0).to(x.dtype)
+
+
+@functools.lru_cache(maxsize=1024)
+def _ones(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.ones(count, dtype=dtype, device=device)
