@@ -115,10 +115,12 @@ def trust(halves: tuple[Tensor, Tensor], block: int) -> float:
     if not (first.diagonal().sum() > 0 and second.diagonal().sum() > 0):
         return CANDIDATES[-1]
 
+    roots = [_root(regularized(half, 0.0)) for half in (first, second)]
+
     @functools.cache
     def damage(candidate: int) -> float:
         strength = CANDIDATES[candidate]
-        return _damage(first, second, strength, block) + _damage(second, first, strength, block)
+        return _damage(first, roots[1], strength, block) + _damage(second, roots[0], strength, block)
 
     best = CANDIDATES.index(START)
     for step in (1, -1):  # the damage falls to one minimum and rises
@@ -137,19 +139,22 @@ def block_factor(moment: Tensor, block: int) -> Tensor:
     Returns:
         `[n, n]`, identity blocks on the diagonal.
     """
-    n = len(moment)
-    level = moment.diagonal().mean()
-    strength = 0.0
-    while True:
-        lifted = moment + strength * level * torch.eye(n, dtype=moment.dtype, device=moment.device)
-        root, failed = torch.linalg.cholesky_ex(lifted)
-        if not failed:
-            break
-        strength = max(1e-6, 4 * strength)
+    n, root = len(moment), _root(moment)
     panels = root.view(n, n // block, block).transpose(0, 1)  # [n / block, n, block]
     diagonal = torch.stack([panels[i, i * block : (i + 1) * block] for i in range(n // block)])
     unit = torch.linalg.solve_triangular(diagonal, panels, upper=False, left=False)
     return unit.transpose(0, 1).reshape(n, n)
+
+
+def _root(moment: Tensor) -> Tensor:
+    """Cholesky factor of a moment, with just enough of the identity added where it has none."""
+    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    level, strength = moment.diagonal().mean(), 0.0
+    while True:
+        root, failed = torch.linalg.cholesky_ex(moment + strength * level * identity)
+        if not failed:
+            return root
+        strength = max(1e-6, 4 * strength)
 
 
 def _symmetric(upper: Tensor) -> Tensor:
@@ -157,7 +162,7 @@ def _symmetric(upper: Tensor) -> Tensor:
     return upper.triu() + upper.triu(1).T
 
 
-def _damage(seen: Tensor, unseen: Tensor, strength: float, block: int) -> float:
+def _damage(seen: Tensor, unseen_root: Tensor, strength: float, block: int) -> float:
+    """tr(L^-1 M L^-T) with the factor L of one moment and the root of the other, M = unseen_root unseen_root^T."""
     factor = block_factor(regularized(seen, strength), block)
-    inverse = torch.linalg.solve_triangular(factor, torch.eye(len(factor), device=factor.device), upper=False)
-    return float(((inverse @ regularized(unseen, 0.0)) * inverse).sum())
+    return float(torch.linalg.solve_triangular(factor, unseen_root, upper=False).square().sum())
