@@ -1,6 +1,6 @@
 """Speed of products of activations with compressed weights, against `F.linear` on uncompressed weights.
 
-    python -m hf_hyper.bench.matmul [--json OUT] [--shapes 4096x4096 ...] [--bits 2 3 4 8] [--m 1 4 16 64 512]
+    python -m hf_hyper.bench.matmul [--json OUT [--append]] [--shapes 4096x4096 ...] [--bits 2 3 4 8] [--m 1 4 16 64]
     python -m hf_hyper.bench.matmul --device cuda [--json OUT] ...
 
 Shapes are the linear layers of SmolLM2-135M, Llama-3.2-1B and Llama-3.1-8B. Codes are random bits: any bit string is
@@ -20,6 +20,7 @@ import argparse
 import functools
 import importlib
 import importlib.util
+import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -129,6 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; see the module."""
     parser = argparse.ArgumentParser(prog="python -m hf_hyper.bench.matmul", description="Speed of products.")
     parser.add_argument("--json", type=Path, help="write all rows to this file")
+    parser.add_argument("--append", action="store_true", help="add to the rows that the file has: a run in pieces")
     parser.add_argument("--shapes", nargs="+", type=_shape, help="rows x columns, such as 4096x4096; default: all")
     parser.add_argument("--bits", nargs="+", type=int, default=[2, 3, 4, 8], help="bits per weight of shift")
     parser.add_argument("--m", nargs="+", type=int, default=[1, 4, 16, 64, 512], help="numbers of tokens")
@@ -160,7 +162,8 @@ def main(arguments: list[str] | None = None) -> int:
                 rows.append({**row, "read_bandwidth": bandwidth, **facts})
                 print(_line(row), flush=True)
     if given.json:
-        write_json(given.json, rows)
+        kept = json.loads(given.json.read_text()) if given.append and given.json.exists() else []
+        write_json(given.json, [*kept, *rows])
     return 0
 
 

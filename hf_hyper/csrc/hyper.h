@@ -77,7 +77,7 @@ typedef struct hyper_shift_plan {
   int32_t output_block;     // rows that are rotated together: a power of two, 16..128
   int32_t num_factors;      // cosine transforms of a part of the input side, at most 32
   int32_t factors[32];      // their sizes, 1..1024
-  const float* cosines;     // their matrices, row-major, one after the other
+  const float* cosines;     // their matrices, row-major, one after the other; only the first half of a row is read
   const float* signs_in;    // [Q] of +1 and -1
   const float* signs_out;   // [P]
 } hyper_shift_plan;

@@ -1,9 +1,9 @@
 // What the product of activations with `shift` weights needs from an instruction set.
 //
-// LANES. A 32-bit lane holds the words of one row of a tile or, at odd rates, whose rows end in the middle of a word, of two: the
-// shifts that cut out a window are then the same in all lanes and known at compile time, one activation meets all lanes,
-// and codes are read in the order of memory. A tile fills several vectors, one, or half of one with the tile of the same
-// columns in the next output tile beside it: MatmulSteps::tiles.
+// LANES. A 32-bit lane holds the words of one row of a tile or, at odd rates, whose rows end in the middle of a word, of
+// two: the shifts that cut out a window are then the same in all lanes and known at compile time, one activation meets
+// all lanes, and codes are read in the order of memory. A tile fills several vectors, one, or half of one with the tile of
+// the same columns in the next output tile beside it: MatmulSteps::tiles.
 //
 // ACTIVATIONS for `tokens` tokens: for every input tile and token a record of 32-bit words
 //   [16]  columns of the tile: float, or an integer as `dot` of the lanes wants it

@@ -20,7 +20,7 @@ from hf_hyper.scheme import TensorScheme
 
 __all__ = ["decode_winding", "matmul_winding", "way"]
 
-FUSED_TOKENS = {"dense": 1, "panels": 8}
+FUSED_TOKENS = {"dense": 4, "panels": 8}
 """Most tokens for which the product from the codes is faster than each other way: 4096 x 4096, one core of Zen 4."""
 PANEL_WEIGHTS = 1 << 20
 """Weights decoded at a time."""
