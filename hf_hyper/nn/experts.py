@@ -7,7 +7,7 @@ with the scheme of the bank, so that only experts with rows are decoded.
 
 The module that holds the banks keeps its settings, biases and gate: its class changes to a subclass of its own, whose
 `gate_up_proj` and `down_proj` decode on access and whose forward pass goes through the banks. Banks are named
-`hyper_gate_up_proj` and `hyper_down_proj`, names that transformers passes through unchanged where it splits and renames
+`hyper_gate_up` and `hyper_down`, names that transformers passes through unchanged where it splits and renames
 fused weights on saving and loading.
 
     split_experts(model)    all fused weights become plain banks; parameters are moved, not copied
@@ -31,10 +31,22 @@ from hf_hyper.nn.stored import HyperLayer
 from hf_hyper.routing import rows_by_expert
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["PREFIX", "ExpertBank", "HyperExpertBank", "HyperExperts", "join_experts", "routers", "split_experts"]
+__all__ = [
+    "BANKS",
+    "FUSED",
+    "ExpertBank",
+    "HyperExpertBank",
+    "HyperExperts",
+    "join_experts",
+    "routers",
+    "split_experts",
+]
 
-PREFIX = "hyper_"
-"""What the name of a bank has in front of that of its parameter."""
+BANKS = {"gate_up_proj": "hyper_gate_up", "up_proj": "hyper_up", "down_proj": "hyper_down"}
+"""Name of the bank that takes the place of a parameter."""
+
+FUSED = {bank: parameter for parameter, bank in BANKS.items()}
+"""The reverse."""
 
 _FIRST = ("gate_up_proj", "up_proj")
 _LAST = "down_proj"
@@ -127,7 +139,7 @@ class HyperExperts(nn.Module):
         return rows.unflatten(0, (-1, chosen)).sum(1).to(hidden_states.dtype)
 
     def _multiply(self, name: str, rows: Tensor, ids: Tensor) -> Tensor:
-        bank = self._modules.get(PREFIX + name)
+        bank = self._modules.get(BANKS[name])
         if bank is None:
             weight = self.get_parameter(name)
             product = _product(rows, ids, weight.mT if self.is_transposed else weight)
@@ -140,12 +152,12 @@ class HyperExperts(nn.Module):
 
     def _first(self) -> str:
         held = self._modules.keys() | self._parameters.keys()
-        return next(name for name in _FIRST if name in held or PREFIX + name in held)
+        return next(name for name in _FIRST if name in held or BANKS[name] in held)
 
     @contextlib.contextmanager
     def _decoded(self) -> Iterator[None]:
         """Decoded once, however often the weights are read meanwhile."""
-        names = [name.removeprefix(PREFIX) for name in self._modules if name.startswith(PREFIX)]
+        names = [FUSED[name] for name in self._modules if name in FUSED]
         self.__dict__.update({name: getattr(self, name) for name in names})
         try:
             yield
@@ -154,13 +166,13 @@ class HyperExperts(nn.Module):
                 del self.__dict__[name]
 
     def __getattr__(self, name: str) -> Any:
-        bank = self.__dict__.get("_modules", {}).get(PREFIX + name)
+        bank = self.__dict__.get("_modules", {}).get(BANKS.get(name, ""))
         if bank is None or name in self._parameters:
             return super().__getattr__(name)
         return bank.weight.mT if bank.transposed else bank.weight
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if PREFIX + name in self.__dict__.get("_modules", {}) and name not in self._parameters:
+        if BANKS.get(name) in self.__dict__.get("_modules", {}) and name not in self._parameters:
             raise ConfigError(
                 f"{name} of {type(self).__name__} cannot be assigned: it is decoded from stored tensors; call "
                 "model.dequantize() first"
@@ -184,7 +196,7 @@ def split_experts(model: nn.Module) -> None:
             assert isinstance(weight, nn.Parameter)
             if transposed:
                 weight = nn.Parameter(weight.data.mT, requires_grad=weight.requires_grad)
-            module.add_module(PREFIX + name, ExpertBank(weight, transposed).train(module.training))
+            module.add_module(BANKS[name], ExpertBank(weight, transposed).train(module.training))
 
 
 def join_experts(model: nn.Module) -> None:
@@ -200,7 +212,7 @@ def join_experts(model: nn.Module) -> None:
             weight = bank.get_parameter("weight")
             if bank.transposed:
                 weight = nn.Parameter(weight.data.mT.contiguous(), requires_grad=weight.requires_grad)
-            module._parameters[name.removeprefix(PREFIX)] = weight
+            module._parameters[FUSED[name]] = weight
         if not any(isinstance(bank, HyperExpertBank) for bank in banks.values()):
             module.__class__ = type(module).__mro__[2]
 

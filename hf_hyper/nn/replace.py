@@ -8,7 +8,7 @@ from torch import nn
 from hf_hyper.layout import Layout
 from hf_hyper.nn import conv
 from hf_hyper.nn.embedding import HyperEmbedding
-from hf_hyper.nn.experts import PREFIX, ExpertBank, HyperExpertBank, HyperExperts, join_experts
+from hf_hyper.nn.experts import BANKS, FUSED, ExpertBank, HyperExpertBank, HyperExperts, join_experts
 from hf_hyper.nn.linear import HyperLinear
 from hf_hyper.nn.stored import HyperLayer
 from hf_hyper.scheme import TensorScheme
@@ -126,7 +126,7 @@ def original_weight(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     layer = model.get_submodule(name)
     if isinstance(layer, ExpertBank):
         owner, _, bank = name.rpartition(".")
-        return model.get_submodule(owner), bank.removeprefix(PREFIX)
+        return model.get_submodule(owner), FUSED[bank]
     return layer, "weight"
 
 
@@ -134,9 +134,9 @@ def layer_of(model: nn.Module, parameter: str) -> tuple[str, HyperLayer] | None:
     """Name and module of the layer that stores a parameter of the uncompressed model, None where none does."""
     name, _, key = parameter.rpartition(".")
     module = model.get_submodule(name)
-    if isinstance(module, HyperExperts) and f"{PREFIX}{key}" in module._modules:
-        name = f"{name}.{PREFIX}{key}" if name else f"{PREFIX}{key}"
-        module, key = module.get_submodule(f"{PREFIX}{key}"), "weight"
+    if isinstance(module, HyperExperts) and BANKS.get(key) in module._modules:
+        name = f"{name}.{BANKS[key]}" if name else BANKS[key]
+        module, key = module.get_submodule(BANKS[key]), "weight"
     return (name, module) if isinstance(module, HyperLayer) and key == "weight" else None
 
 

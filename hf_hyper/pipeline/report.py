@@ -24,7 +24,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from hf_hyper.config import HyperConfig
 from hf_hyper.errors import FormatError
 from hf_hyper.layout import Layout
-from hf_hyper.nn.experts import PREFIX, split_experts
+from hf_hyper.nn.experts import FUSED, split_experts
 from hf_hyper.nn.replace import hyper_modules, weight_shape
 from hf_hyper.nn.stored import layer_specs
 from hf_hyper.pipeline.headers import hub_headers, local_headers
@@ -240,7 +240,7 @@ def _stored_names(config: PreTrainedConfig, schemes: Mapping[str, tuple[TensorSc
             tensors[f"{name}.weight"] = nothing  # the sentinel, or its place
         else:
             owner, _, bank = name.rpartition(".")
-            fused = f"{owner}.{bank.removeprefix(PREFIX)}"
+            fused = f"{owner}.{FUSED[bank]}"
             tensors[fused] = skeleton.get_parameter(fused)
     return set(revert_weight_conversion(skeleton, tensors))
 
