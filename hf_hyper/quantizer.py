@@ -36,7 +36,7 @@ from hf_hyper.kernels import ops
 from hf_hyper.layout import Layout
 from hf_hyper.nn.replace import hyper_modules, is_transposed, replace, reshapable, restore, weight_shape
 from hf_hyper.nn.stored import HyperLayer, layer_specs
-from hf_hyper.pipeline.allocate import mixed_bits
+from hf_hyper.pipeline.allocate import rates_between
 from hf_hyper.pipeline.calibrate import compress_loaded
 from hf_hyper.pipeline.calibration_text import calibration_windows
 from hf_hyper.plan import Plan, plan_shape, plan_weight
@@ -119,10 +119,9 @@ class HyperHfQuantizer(HfQuantizer):
                 continue
             shapes[name] = shape, reshapable(module)
         self.plans = {name: plan_shape(config, *shape) for name, shape in shapes.items()}
-        if config.hyperfunction == "shift" and config.bits % 1:
-            kept = {name: plan.layout.num_weights for name, plan in self.plans.items() if plan is not None}
-            for name, bits in mixed_bits(kept, config.bits).items():
-                self.plans[name] = plan_shape(config, *shapes[name], bits=bits)
+        kept = {name: plan.layout.num_weights for name, plan in self.plans.items() if plan is not None}
+        for name, bits in rates_between(config, kept).items():
+            self.plans[name] = plan_shape(config, *shapes[name], bits=bits)
         if all(plan is None for plan in self.plans.values()):
             raise ConfigError(
                 f"no layer of {type(model).__name__} is left to compress: modules_to_not_convert excludes "
