@@ -50,7 +50,7 @@ def test_an_error_arrives_and_the_threads_are_restored() -> None:
     assert torch.get_num_threads() == 2
 
 
-def net() -> nn.Module:
+def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(8, 48, 3), nn.Conv2d(48, 48, 3, groups=48), nn.Linear(1024, 96), nn.Linear(96, 300), nn.Linear(80, 80)
@@ -71,8 +71,10 @@ def test_the_same_bytes_for_any_number_of_workers(options: dict) -> None:
     one = compress_module(net(), config, workers=1)
     for workers in (2, 5):
         other = compress_module(net(), config, workers=workers)
-        assert list(other.hyper_config.tensor_schemes) == list(one.hyper_config.tensor_schemes)
-        assert other.hyper_config.to_dict() == one.hyper_config.to_dict()
+        ours, theirs = (module.hyper_config for module in (other, one))
+        assert isinstance(ours, HyperConfig) and isinstance(theirs, HyperConfig)
+        assert list(ours.tensor_schemes) == list(theirs.tensor_schemes)
+        assert ours.to_dict() == theirs.to_dict()
         assert other.state_dict().keys() == one.state_dict().keys()
         for name, tensor in one.state_dict().items():
             assert torch.equal(tensor, other.state_dict()[name]), name
@@ -80,6 +82,6 @@ def test_the_same_bytes_for_any_number_of_workers(options: dict) -> None:
 
 def test_a_weight_that_is_not_finite_is_named() -> None:
     broken = net()
-    broken[3].weight.data[5, 6] = float("nan")
+    broken[3].get_parameter("weight").data[5, 6] = float("nan")
     with pytest.raises(ShapeError, match=r"3: nan at row 5, column 6"):
         compress_module(broken, HyperConfig(bits=4), workers=2)
