@@ -34,7 +34,7 @@ class HyperConfig(QuantizationConfigMixin):
 
     Args:
         bits: Average code bits per weight over the compressed tensors, any real number from 1 to 8. `shift` stores
-            whole bits: between two of them some tensors get more than others. `winding` rounds to what it stores.
+            whole bits, `winding` whole bits a code: between two of them some tensors get more than others.
             Scales add about 32 / in_features bits. 4 is a good start, 3 and 2 suit larger models.
         hyperfunction: `"shift"` (best quality per bit) or `"winding"` (the method of arXiv 2409.00592).
         effort: How long to search: `"fast"`, `"balanced"` or `"best"`. Changes quality and compression time, never the

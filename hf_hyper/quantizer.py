@@ -44,7 +44,7 @@ from hf_hyper.nn.replace import (
     weight_shape,
 )
 from hf_hyper.nn.stored import HyperLayer, layer_specs, relative_error
-from hf_hyper.pipeline.allocate import mixed_bits
+from hf_hyper.pipeline.allocate import rates_between
 from hf_hyper.pipeline.calibrate import compress_loaded
 from hf_hyper.pipeline.calibration_text import calibration_windows
 from hf_hyper.plan import Plan, plan_shape, plan_weight
@@ -138,10 +138,9 @@ class HyperHfQuantizer(HfQuantizer):
             bank = isinstance(module, ExpertBank)
             choices[name] = functools.partial(plan_shape, config, shape, reshapable(module), experts=bank)
         self.plans = {name: choose() for name, choose in choices.items()}
-        if config.hyperfunction == "shift" and config.bits % 1:
-            kept = {name: plan.layout.num_weights for name, plan in self.plans.items() if plan is not None}
-            for name, bits in mixed_bits(kept, config.bits).items():
-                self.plans[name] = choices[name](bits=bits)
+        kept = {name: plan.layout.num_weights for name, plan in self.plans.items() if plan is not None}
+        for name, bits in rates_between(config, kept).items():
+            self.plans[name] = choices[name](bits=bits)
         if all(plan is None for plan in self.plans.values()):
             raise ConfigError(
                 f"no layer of {type(model).__name__} is left to compress: modules_to_not_convert excludes "

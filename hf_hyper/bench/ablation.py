@@ -1,6 +1,7 @@
 """From the setting of arXiv 2409.00592 to `shift`, one step at a time, on a trained language model.
 
     python -m hf_hyper.bench.ablation --model DIR [--text FILE] [--json OUT] [--sequences 8] [--seq-len 512]
+        [--steps STEP ...] [--calibration TEXT]
 
 Every row compresses all linear layers of the decoder, decodes them into the float32 model and measures its perplexity.
 Steps build on each other as far as `shift`:
@@ -10,11 +11,15 @@ Steps build on each other as far as `shift`:
 | `paper` | U = 1600, M = 3, integer slope, box of side 0.1, shells and search of the released code: 6.5 bits |
 | `box` | side of the box chosen per tensor |
 | `search` | nearest of all codes, shells that grow geometrically |
+| `whole` | constants paid for: as many points as 13 bits hold, and 12 bits for so many layers that all is 6.5 bits |
 | `direction` | half-integer slope, nearly hexagonal; as many points as 13 bits hold |
 | `scales` | a 16-bit scale for 64 weights |
 | `incoherence` | rotations, in the place of scales |
 | `4 bits` | the same at 4 bits |
 | `shift` | the default of this package at 4 bits; `shift 6`, at nearly the rate of the paper |
+| `fisher` | `shift` at 4 bits, calibrated; `fisher 4.3`: at two thirds of 6.5 bits, all overheads counted |
+
+With `--json` an existing file keeps its rows of other steps, so single steps can be measured again.
 
 The table of directions gives `dispersion_bound` for U = 1600 in units of U^(-1/K).
 """
@@ -31,16 +36,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from hf_hyper import codec
+from hf_hyper import codec, compress_model
 from hf_hyper.bench.harness import PAPER, environment
 from hf_hyper.bench.quality_methods import decoder_linears
 from hf_hyper.config import HyperConfig
 from hf_hyper.eval import evaluate_model, load_text, windows
 from hf_hyper.hyperfunctions.directions import direction, dispersion_bound
 from hf_hyper.hyperfunctions.winding import DIRECTIONS
-from hf_hyper.pipeline.report import write_json
+from hf_hyper.pipeline.allocate import rates_between
+from hf_hyper.pipeline.report import summarize, write_json
 
 __all__ = ["STEPS", "ablate", "directions", "main"]
 
@@ -51,44 +58,53 @@ STEPS: dict[str, dict[str, Any]] = {
     "paper": {"bits": 6.5, "effort": "fast", "winding": {**PAPER, "box_side": 0.1}},
     "box": {"bits": 6.5, "effort": "fast", "winding": PAPER},
     "search": {"bits": 6.5, "winding": PAPER},
+    "whole": {"bits": 6.499, "winding": {"direction": "lattice"}},
     "direction": {"bits": 6.5, "winding": {}},
     "scales": {"bits": 6.5, "winding": {"group_size": 64}},
     "incoherence": {"bits": 6.5, "winding": {"incoherence": True}},
     "4 bits": {"bits": 4, "winding": {"incoherence": True}},
     "shift": {"bits": 4},
     "shift 6": {"bits": 6},
+    "fisher": {"bits": 4, "effort": "best", "calibration": "default"},
+    "fisher 4.3": {"bits": 4.28, "effort": "best", "calibration": "default"},
 }
 
 
-def ablate(model: PreTrainedModel, tokens: torch.Tensor, steps: Sequence[str] = tuple(STEPS)) -> Iterator[Row]:
+def ablate(
+    model: PreTrainedModel,
+    tokens: torch.Tensor,
+    steps: Sequence[str] = tuple(STEPS),
+    calibration: str = "default",
+) -> Iterator[Row]:
     """Error, rate, perplexity and time of every step; the first row is the model itself.
 
     Args:
-        model: Uncompressed causal language model, float32.
+        model: Uncompressed causal language model, float32; calibrated steps read the tokenizer beside its files.
         tokens: Windows of text as `hf_hyper.eval.windows` cuts them.
         steps: Names from `STEPS`.
+        calibration: Text of the calibrated steps; not the one that `tokens` come from.
     """
     originals = decoder_linears(model)
     weights = sum(linear.weight.numel() for linear in originals.values())
-    candidate = copy.deepcopy(model)
     reference = evaluate_model(model, tokens).ppl
     yield {"op": "ablation", "step": "original", "bits_per_weight": 32.0, "ppl": reference, "weights": weights}
     for step in steps:
-        options = STEPS[step]
+        options = dict(STEPS[step])
+        if "calibration" in options:
+            options["calibration"] = calibration
         config = HyperConfig(hyperfunction="winding" if "winding" in options else "shift", **options)
-        stored, error, norm, seconds = 0.0, 0.0, 0.0, 0.0
-        for name, linear in originals.items():
-            weight = linear.weight.detach()
-            scheme = config.scheme(*weight.shape)
-            start = time.perf_counter()
-            tensors = codec.quantize(weight, scheme, config.effort)
-            seconds += time.perf_counter() - start
-            decoded = codec.dequantize(tensors, scheme)
-            stored += codec.bits_per_weight(scheme) * weight.numel()
-            error += float((decoded - weight).double().square().sum())
-            norm += float(weight.double().square().sum())
-            with torch.no_grad():
-                candidate.get_submodule(name).weight.copy_(decoded)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        start = time.perf_counter()
+        if config.calibration is None:
+            candidate, stored = _rounded(model, originals, config)
+        else:
+            compressed = compress_model(copy.deepcopy(model), config)
+            stored = summarize(compressed).compressed_bytes * 8
+            candidate = compressed.dequantize()
+        seconds = time.perf_counter() - start
+        pairs = [(candidate.get_submodule(name).weight, linear.weight) for name, linear in originals.items()]
+        with torch.no_grad():
+            error = sum(float((after - before).double().square().sum()) for after, before in pairs)
+            norm = sum(float(before.double().square().sum()) for _, before in pairs)
         ppl = evaluate_model(candidate, tokens).ppl
         yield {
             "op": "ablation",
@@ -102,6 +118,22 @@ def ablate(model: PreTrainedModel, tokens: torch.Tensor, steps: Sequence[str] = 
             "seconds": seconds,
             "weights": weights,
         }
+
+
+def _rounded(
+    model: PreTrainedModel, originals: dict[str, nn.Linear], config: HyperConfig
+) -> tuple[PreTrainedModel, float]:
+    """The model with every linear layer stored and decoded, and the stored bits."""
+    candidate, stored = copy.deepcopy(model), 0.0
+    rates = rates_between(config, {name: linear.weight.numel() for name, linear in originals.items()})
+    for name, linear in originals.items():
+        weight = linear.weight.detach()
+        scheme = config.scheme(*weight.shape, bits=rates.get(name))
+        tensors = codec.quantize(weight, scheme, config.effort)
+        stored += codec.bits_per_weight(scheme) * weight.numel()
+        with torch.no_grad():
+            candidate.get_submodule(name).weight.copy_(codec.dequantize(tensors, scheme))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    return candidate, stored
 
 
 def directions(num_points: int = 1600) -> Iterator[Row]:
@@ -125,6 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="folder or Hub id of an uncompressed causal language model")
     parser.add_argument("--text", help="text file, data set, or 'bundled' (the default)")
     parser.add_argument("--json", type=Path, help="write all rows to this file")
+    parser.add_argument("--calibration", default="default", help="text of calibrated steps, not that of --text")
     parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS))
     parser.add_argument("--sequences", type=int, default=8, help="windows of text")
     parser.add_argument("--seq-len", type=int, default=512, help="tokens a window")
@@ -132,13 +165,15 @@ def main(arguments: list[str] | None = None) -> int:
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     tokens = windows(tokenizer, load_text(given.text), given.seq_len, given.sequences)
-    rows = [{**row, **environment()} for row in directions()]
-    for row in ablate(model, tokens, given.steps):
-        about = {"model": Path(given.model).name, "sequences": len(tokens), "seq_len": given.seq_len}
-        rows.append({**row, **about, **environment("transformers")})
+    kept = json.loads(given.json.read_text()) if given.json and given.json.is_file() else []
+    kept = {row["step"]: row for row in kept if row["op"] == "ablation"}
+    dispersion = [{**row, **environment()} for row in directions()]
+    about = {"model": Path(given.model).name, "sequences": len(tokens), "seq_len": given.seq_len}
+    for row in ablate(model, tokens, given.steps, given.calibration):
+        kept[row["step"]] = {**row, **about, **environment("transformers")}
         print(json.dumps(row), flush=True)
         if given.json:
-            write_json(given.json, rows)
+            write_json(given.json, dispersion + [kept[step] for step in ("original", *STEPS) if step in kept])
     return 0
 
 

@@ -95,7 +95,7 @@ def shells(sample: Tensor, farthest: float, centre: Tensor, scheme: TensorScheme
         `[num_shells + 1]` float32, such that no code decodes to an infinite weight.
     """
     fixed = scheme.option("box_side") * BOX_SIDE_UNIT
-    deviation = float(sample.square().mean().sqrt())
+    deviation = float((sample.square().sum(1).sum() / max(1, sample.numel())).sqrt())
     if fixed:
         sides = [fixed]
     elif deviation == 0.0:
@@ -142,7 +142,7 @@ def _error(sample: Tensor, shell_side: Tensor, scheme: TensorScheme, effort: str
     code = assign(sample, shell_side, scheme, effort)
     unit = nodes(scheme, sample.device)
     decoded = shell_side.double()[code // len(unit)].unsqueeze(1) * unit[code % len(unit)]
-    return float((sample - decoded).square().sum())
+    return float((sample - decoded).square().sum(1).sum())
 
 
 def _length(points: Tensor) -> Tensor:
@@ -152,7 +152,9 @@ def _length(points: Tensor) -> Tensor:
 def _mean(weight: Tensor, together: int) -> Tensor:
     """Mean of the first, the second, ... weights of the points: `[K]` float32; of all weights where a row has fewer."""
     parts = [weight[:, axis::together] for axis in range(together)]
-    return torch.stack([(part if part.numel() else weight).mean(dtype=torch.float64) for part in parts]).float()
+    # Row by row: a sum of everything would depend on the number of threads.
+    parts = [part if part.numel() else weight for part in parts]
+    return torch.stack([part.sum(1, dtype=torch.float64).sum() / part.numel() for part in parts]).float()
 
 
 def _points(weight: Tensor, centre: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Rates for the layers of a network without data: small layers get more bits.
 
-`spread_bits` goes as far as that leads; `mixed_bits` stays with the two whole numbers around a fractional rate.
+`spread_bits` goes as far as that leads; `mixed_bits` stays with the two rates next to one that cannot be stored.
 
 Where the relative error of each layer counts the same, and falls by 4 with every bit, the least sum of errors at a
 given average has
@@ -14,7 +14,11 @@ everything passes through them. The layers of a language model are nearly of one
 import math
 from collections.abc import Mapping
 
-__all__ = ["mixed_bits", "spread_bits"]
+from hf_hyper.config import HyperConfig
+from hf_hyper.errors import ConfigError
+from hf_hyper.hyperfunctions.winding import WindingOptions
+
+__all__ = ["mixed_bits", "rates_between", "spread_bits"]
 
 
 def spread_bits(sizes: Mapping[str, int], average: float, step: float = 1.0, least: float = 2.0) -> dict[str, float]:
@@ -47,28 +51,52 @@ def spread_bits(sizes: Mapping[str, int], average: float, step: float = 1.0, lea
     return bits(low)
 
 
-def mixed_bits(sizes: Mapping[str, int], average: float) -> dict[str, int]:
-    """Whole bits of every layer, those next to `average`, that come as close to it from below as layers allow.
+def mixed_bits(sizes: Mapping[str, int], average: float, step: float = 1.0) -> dict[str, float]:
+    """Rates of every layer, the two next to `average`, that come as close to it from below as layers allow.
 
-    The layers with the fewest weights get the higher number, of equal ones those nearest to either end of the network:
+    The layers with the fewest weights get the higher one, of equal ones those nearest to either end of the network:
     the same relative error costs least there.
 
     Args:
         sizes: Weights by name of the layer, in the order of the network.
         average: Bits per weight over all of them.
+        step: Rates come in multiples of it: 1 for `shift`, 1/K for `winding` with K weights to a point.
 
     Returns:
         Bits by name.
 
     Example:
         >>> mixed_bits({"a": 100, "b": 300, "c": 100}, 3.4)
-        {'a': 4, 'b': 3, 'c': 4}
+        {'a': 4.0, 'b': 3.0, 'c': 4.0}
     """
-    low, names = math.floor(average), list(sizes)
-    bits = dict.fromkeys(names, low)
-    left = (average - low) * sum(sizes.values())
+    steps, names = math.floor(average / step + 1e-9), list(sizes)
+    bits = dict.fromkeys(names, steps * step)
+    left = (average - steps * step) * sum(sizes.values())
     for place in sorted(range(len(names)), key=lambda i: (sizes[names[i]], min(i, len(names) - 1 - i), i)):
-        if sizes[names[place]] <= left:
-            bits[names[place]] += 1
-            left -= sizes[names[place]]
+        cost = sizes[names[place]] * step
+        if cost <= left:
+            bits[names[place]] = (steps + 1) * step
+            left -= cost
+    return bits
+
+
+def rates_between(config: HyperConfig, sizes: Mapping[str, int]) -> dict[str, float]:
+    """Bits of every layer where `config.bits` is not a rate that one layer can have, else nothing.
+
+    A number of points that is given fixes the rate of `winding`, whatever `config.bits`.
+
+    Args:
+        config: What the user asked for.
+        sizes: Weights by name of the layer, in the order of the network.
+    """
+    winding = config.winding if isinstance(config.winding, WindingOptions) else WindingOptions()
+    together = winding.dimension if config.hyperfunction == "winding" else 1
+    steps = config.bits * together
+    if not sizes or abs(steps - round(steps)) < 1e-6 or winding.num_points is not None:
+        return {}
+    bits = mixed_bits(sizes, config.bits, 1 / together)
+    try:
+        config.scheme(1, 1, min(bits.values()))
+    except ConfigError:  # the lower of the two is too few for the shells
+        return {}
     return bits

@@ -1,4 +1,4 @@
-"""Batch norms of a compressed network, moved to where its layers now are: no labels, no gradient, one pass.
+"""Batch norms and biases of a compressed network, moved to where its layers now are: no labels, no gradient, one pass.
 
 A batch norm divides by statistics of the original layer's outputs; those of the compressed layer differ a little, and
 the difference adds up from layer to layer. A few inputs, run through both networks, tell it:
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hf_hyper.errors import ShapeError
 
-__all__ = ["align_batch_norms"]
+__all__ = ["align_batch_norms", "align_bias"]
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -59,6 +59,36 @@ def align_batch_norms(original: nn.Module, compressed: nn.Module, *inputs: Any) 
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+@torch.no_grad()
+def align_bias(original: nn.Module, compressed: nn.Module, layer: str, *inputs: Any) -> None:
+    """Move the bias of one layer of `compressed`, in place, so that the mean of its outputs is the original's.
+
+    For layers that no batch norm follows: the last one of a network, whose errors nothing corrects any more.
+
+    Args:
+        original: The network before compression, in evaluation mode.
+        compressed: The same after `compress_module` and `align_batch_norms`, in evaluation mode.
+        layer: Name of a linear layer with a bias; features are the last dimension of its output.
+        inputs: Arguments of one call of either network.
+
+    Raises:
+        ShapeError: The layer has no bias.
+    """
+    bias = getattr(compressed.get_submodule(layer), "bias", None)
+    if bias is None:
+        raise ShapeError(f"{layer} has no bias to move; choose a layer with one")
+    means: list[Tensor] = []
+    for network in (original, compressed):
+        hook = network.get_submodule(layer).register_forward_hook(
+            lambda _, __, y: means.append(y.flatten(0, -2).mean(0))
+        )
+        try:
+            network(*inputs)
+        finally:
+            hook.remove()
+    bias += means[0] - means[1]
 
 
 def _hook(act: Callable[[str, Tensor], None], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -30,21 +30,28 @@ from hf_hyper.layout import Layout
 from hf_hyper.nn.experts import ExpertBank, join_experts, routers, split_experts
 from hf_hyper.nn.replace import hyper_layer, hyper_modules, is_transposed, reshapable, weight_shape
 from hf_hyper.nn.stored import HyperLayer, layer_specs
-from hf_hyper.pipeline.allocate import mixed_bits
-from hf_hyper.plan import plan_shape, plan_weight
+from hf_hyper.pipeline.allocate import rates_between
+from hf_hyper.pipeline.workers import side_by_side
+from hf_hyper.plan import Plan, plan_shape, plan_weight
 from hf_hyper.scheme import TensorScheme
 
 __all__ = ["compress_module", "filled", "load_module"]
 
+_Stored = tuple[Plan, dict[str, Tensor]]
+
 
 @torch.no_grad()
-def compress_module(module: nn.Module, config: HyperConfig, bits: Mapping[str, float] | None = None) -> nn.Module:
+def compress_module(
+    module: nn.Module, config: HyperConfig, bits: Mapping[str, float] | None = None, workers: int | None = None
+) -> nn.Module:
     """Compress the layers of a module in place.
 
     Args:
         module: Any module with its weights; changed. Of floating-point dtype, on any device.
         config: How to compress. `modules_to_not_convert` lists names to leave; None leaves nothing out.
         bits: Rates of single layers by name, in the place of `config.bits`; see `pipeline.allocate.spread_bits`.
+        workers: Tensors compressed side by side, `torch.get_num_threads()` unless given. The result does not depend
+            on it.
 
     Returns:
         The module itself, or the layer that takes its place where it is a single layer. It carries `hyper_config`, a
@@ -82,12 +89,24 @@ def _compress_split(module: nn.Module, made: HyperConfig, bits: Mapping[str, flo
         for name, layer in _candidates(module, made)
         if should_convert_module(name, made.modules_to_not_convert)
     ]
-    if bits is None and made.hyperfunction == "shift" and made.bits % 1:
-        bits = mixed_bits({name: math.prod(weight_shape(layer) or ()) for name, layer in chosen}, made.bits)
-    for name, layer in logging.tqdm(chosen, desc=f"Compressing to {made.bits:g} bits", unit="tensor"):
-        compressed = _compressed(name, layer, made, (bits or {}).get(name, made.bits))
-        if compressed is not None:
-            module = _put(module, name, compressed)
+    layers = dict(chosen)
+    sizes = {name: math.prod(weight_shape(layer) or ()) for name, layer in chosen}
+    rates = rates_between(made, sizes) if bits is None else bits
+
+    def work(name: str) -> tuple[str, _Stored | None]:
+        return name, _stored(name, layers[name], made, rates.get(name, made.bits))
+
+    plans: dict[str, Plan] = {}
+    with logging.tqdm(total=len(sizes), desc=f"Compressing to {made.bits:g} bits", unit="tensor") as progress:
+        for name, found in side_by_side(sizes, work, workers if _on_cpu(module) else 1):
+            progress.update()
+            if found is not None:
+                plans[name], tensors = found
+                layer = filled(name, layers.pop(name), plans[name].scheme, plans[name].layout, tensors)
+                module = _put(module, name, layer)
+    for name in sizes:  # in the order of the module, whoever was done first
+        if name in plans:
+            made.record(name, plans[name].scheme, plans[name].layout)
     if not made.tensor_schemes:
         raise ConfigError(
             f"no layer of {type(module).__name__} is left to compress: modules_to_not_convert excludes "
@@ -154,21 +173,20 @@ def _candidates(module: nn.Module, config: HyperConfig) -> list[tuple[str, nn.Mo
     return found
 
 
-def _compressed(name: str, layer: nn.Module, config: HyperConfig, bits: float) -> HyperLayer | None:
+def _on_cpu(module: nn.Module) -> bool:
+    return all(parameter.device.type == "cpu" for parameter in module.parameters())
+
+
+def _stored(name: str, layer: nn.Module, config: HyperConfig, bits: float) -> _Stored | None:
+    """Plan and tensors of a layer's weight, None where it stays as it is."""
     if "weight_orig" in layer._parameters:
         torch_prune.remove(layer, "weight")
     weight = layer.get_parameter("weight")
     weight = weight.T if is_transposed(layer) else weight
     own = HyperConfig(**{**config.to_dict(), "tensor_schemes": None, "bits": bits})
     plan = plan_shape(own, tuple(weight.shape), reshapable(layer), experts=isinstance(layer, ExpertBank))
-    if plan is None:
-        return None
-    plan = plan_weight(own, weight, plan)
-    if plan is None:
-        return None
-    tensors = plan.quantize(weight, config.effort, name or "weight")
-    config.record(name, plan.scheme, plan.layout)
-    return filled(name, layer, plan.scheme, plan.layout, tensors)
+    plan = None if plan is None else plan_weight(own, weight, plan)
+    return None if plan is None else (plan, plan.quantize(weight, config.effort, name or "weight"))
 
 
 def filled(

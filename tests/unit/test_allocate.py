@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from hf_hyper import ConfigError, HyperConfig, ShapeError, compress_module
-from hf_hyper.pipeline.allocate import mixed_bits, spread_bits
-from hf_hyper.pipeline.batchnorm import align_batch_norms
+from hf_hyper.pipeline.allocate import mixed_bits, rates_between, spread_bits
+from hf_hyper.pipeline.batchnorm import align_batch_norms, align_bias
 
 
 @pytest.mark.parametrize(("average", "step"), [(3, 1.0), (4.4, 1.0), (5.5, 0.5)])
@@ -43,6 +43,28 @@ def test_a_module_meets_a_fractional_rate() -> None:
     net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
     made = compress_module(net, HyperConfig(bits=3.5, effort="fast")).hyper_config
     assert sorted(record["bits"] for record in made.tensor_schemes.values()) == [3, 3, 4, 4]
+
+
+def test_winding_mixes_rates_half_a_bit_apart() -> None:
+    net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
+    config = HyperConfig(bits=4.25, hyperfunction="winding")
+    made = compress_module(net, config).hyper_config
+    assert sorted(record["bits"] for record in made.tensor_schemes.values()) == [4, 4, 4.5, 4.5]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bits": 4},
+        {"bits": 6.5, "hyperfunction": "winding"},
+        {"bits": 14 / 3, "hyperfunction": "winding", "winding": {"dimension": 3}},
+        {"bits": 4.1, "hyperfunction": "winding", "winding": {"num_points": 1600}},
+        {"bits": 1.6, "hyperfunction": "winding", "winding": {"dimension": 1, "num_shells": 1}},
+    ],
+    ids=["whole", "half", "third", "points given", "lower rate too small"],
+)
+def test_rates_that_every_layer_can_have_are_left_alone(options: dict) -> None:
+    assert rates_between(HyperConfig(**options), {"a": 100, "b": 200}) == {}
 
 
 def test_a_module_cannot_be_calibrated() -> None:
@@ -99,3 +121,19 @@ def test_aligning_a_copy_changes_nothing() -> None:
 def test_other_networks_are_refused() -> None:
     with pytest.raises(ShapeError, match="4 and 0 batch norms"):
         align_batch_norms(blocks(), nn.Sequential(nn.Conv2d(16, 24, 3)), torch.randn(1, 16, 8, 8))
+
+
+def test_an_aligned_bias_gives_the_mean_of_the_original() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    compressed = compress_module(copy.deepcopy(net), HyperConfig(bits=2))
+    x = torch.randn(128, 64)
+    align_bias(net, compressed, "2", x)
+    assert torch.allclose(compressed(x).mean(0), net(x).mean(0), atol=1e-5)
+    assert not torch.allclose(compressed(x), net(x), atol=0.1)
+
+
+def test_a_layer_without_a_bias_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(8, 8, bias=False))
+    with pytest.raises(ShapeError, match="0 has no bias"):
+        align_bias(net, copy.deepcopy(net), "0", torch.randn(2, 8))
