@@ -55,13 +55,18 @@ TABLE = (
     Row("matmul", "cpu", "winding", "cpu.matmul_winding", cpu_winding.matmul_winding, _needs_core_and_pairs),
     Row("decode", "cuda", "shift", "cuda.decode_shift", cuda.decode_shift, cuda.obstacle),
     Row("matmul", "cuda", "shift", "cuda.matmul_shift", cuda.matmul_shift, cuda.obstacle),
+    Row("embedding", "cuda", "shift", "cuda.embedding_shift", cuda.embedding_shift, cuda.obstacle),
     Row("decode", "cuda", "winding", "cuda.decode_winding", cuda_winding.decode_winding, cuda_winding.obstacle),
     Row("matmul", "cuda", "winding", "cuda.matmul_winding", cuda_winding.matmul_winding, cuda_winding.obstacle),
 )
 
 _SAY_IF_ABSENT = {"cpu": _native.say_if_absent, "cuda": _triton.say_if_absent}
 
-_REFERENCE: dict[str, Callable[..., Tensor]] = {"decode": reference.decode, "matmul": reference.matmul}
+_REFERENCE: dict[str, Callable[..., Tensor]] = {
+    "decode": reference.decode,
+    "matmul": reference.matmul,
+    "embedding": reference.embedding,
+}
 
 
 @functools.cache
@@ -69,7 +74,7 @@ def select(operator: str, device: str, scheme: TensorScheme) -> Callable[..., Te
     """Implementation of an operator.
 
     Args:
-        operator: `decode` or `matmul`.
+        operator: `decode`, `matmul` or `embedding`.
         device: Device type, such as `cpu`.
         scheme: How the weight is stored.
 
@@ -95,6 +100,7 @@ def explain(scheme: TensorScheme, device: torch.device | str = "cpu") -> str:
         >>> print(explain(TensorScheme("winding", 6.5, 64, 64, incoherence=False), "mps"))
         decode on mps: reference.decode
         matmul on mps: reference.matmul
+        embedding on mps: reference.embedding
     """
     kind = torch.device(device).type
     lines = []

@@ -1,7 +1,8 @@
-"""Schemas of the operators `hf_hyper::decode` and `hf_hyper::matmul`.
+"""Schemas of the operators `hf_hyper::decode`, `hf_hyper::matmul` and `hf_hyper::embedding`.
 
     decode(Tensor[] tensors, str scheme, ScalarType dtype) -> Tensor       [out_features, in_features]
     matmul(Tensor x, Tensor[] tensors, str scheme) -> Tensor               [..., in_features] -> [..., out_features]
+    embedding(Tensor index, Tensor[] tensors, str scheme, ScalarType dtype) -> Tensor       [...] -> [..., in_features]
 
 `tensors` are those of `codec.tensor_specs(scheme)` in its order, `scheme` is `TensorScheme.key`. Registering them with
 torch.library lets `torch.compile` see one opaque call with known shapes. `matmul` is differentiable with respect to
@@ -24,14 +25,19 @@ from hf_hyper.errors import ShapeError
 from hf_hyper.kernels.dispatch import select
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["decode", "matmul"]
+__all__ = ["decode", "embedding", "matmul"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _library = torch.library.Library("hf_hyper", "DEF")
 _library.define("decode(Tensor[] tensors, str scheme, ScalarType dtype) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 _library.define("matmul(Tensor x, Tensor[] tensors, str scheme) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_library.define(
+    "embedding(Tensor index, Tensor[] tensors, str scheme, ScalarType dtype) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 _decode, _matmul = torch.ops.hf_hyper.decode.default, torch.ops.hf_hyper.matmul.default
+_embedding = torch.ops.hf_hyper.embedding.default
 
 
 def decode(tensors: list[Tensor], scheme: str, dtype: torch.dtype) -> Tensor:
@@ -65,6 +71,21 @@ def matmul(x: Tensor, tensors: list[Tensor], scheme: str) -> Tensor:
     return _matmul(x, tensors, scheme)
 
 
+def embedding(index: Tensor, tensors: list[Tensor], scheme: str, dtype: torch.dtype) -> Tensor:
+    """Rows of the weight that stored tensors stand for.
+
+    Args:
+        index: `[...]` int32 or int64 numbers of rows, on the device of the tensors.
+        tensors: Stored tensors in the order of `codec.tensor_specs`.
+        scheme: `TensorScheme.key` of the weight.
+        dtype: Floating-point dtype of the result.
+
+    Returns:
+        `[..., in_features]` in `dtype`.
+    """
+    return _embedding(index, tensors, scheme, dtype)
+
+
 @functools.cache
 def _prepared(operator: str, device: str, scheme: str) -> tuple[TensorScheme, tuple[str, ...], Callable[..., Tensor]]:
     """The scheme, the names of its tensors, and the implementation for it."""
@@ -87,6 +108,13 @@ def _run_matmul(x: Tensor, tensors: list[Tensor], scheme: str) -> Tensor:
         return implementation(x, dict(zip(names, tensors, strict=True)), parsed)
 
 
+def _run_embedding(index: Tensor, tensors: list[Tensor], scheme: str, dtype: torch.dtype) -> Tensor:
+    device = tensors[0].device.type
+    parsed, names, implementation = _prepared("embedding", device, scheme)
+    with _no_autocast(device):
+        return implementation(index, dict(zip(names, tensors, strict=True)), parsed, dtype)
+
+
 _nothing = contextlib.nullcontext()
 
 
@@ -97,6 +125,10 @@ def _no_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
 def _decode_shape(tensors: list[Tensor], scheme: str, dtype: torch.dtype) -> Tensor:
     parsed = TensorScheme.parse(scheme)
     return tensors[0].new_empty((parsed.out_features, parsed.in_features), dtype=dtype)
+
+
+def _embedding_shape(index: Tensor, tensors: list[Tensor], scheme: str, dtype: torch.dtype) -> Tensor:
+    return tensors[0].new_empty((*index.shape, TensorScheme.parse(scheme).in_features), dtype=dtype)
 
 
 def _matmul_shape(x: Tensor, tensors: list[Tensor], scheme: str) -> Tensor:
@@ -128,9 +160,11 @@ def _differentiable_matmul(x: Tensor, tensors: list[Tensor], scheme: str) -> Ten
 
 
 _library.impl("decode", _run_decode, "CompositeExplicitAutograd")
+_library.impl("embedding", _run_embedding, "CompositeExplicitAutograd")
 _library.impl("matmul", _run_matmul, "CompositeExplicitAutograd")
 _library.impl("matmul", _differentiable_matmul, "Autograd")
 torch.library.register_fake("hf_hyper::decode", _decode_shape, lib=_library)
+torch.library.register_fake("hf_hyper::embedding", _embedding_shape, lib=_library)
 torch.library.register_fake("hf_hyper::matmul", _matmul_shape, lib=_library)
 
 
