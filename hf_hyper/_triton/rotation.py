@@ -53,8 +53,8 @@ def _rotate(x, signs, left, out, sums, units, counters, tokens, features, stride
     q = tl.arange(0, POWER)[None, :]
     largest = 0.0
     if BLOCKS > 1:  # the power of two belongs to the whole token
-        for row in range(BLOCKS * ROWS):
-            column = row * POWER + q
+        for first in range(0, BLOCKS * WIDTH, 4096):
+            column = first + tl.arange(0, 4096)
             part = tl.load(x + token * features + column, mask=column < features, other=0.0)
             largest = tl.maximum(largest, tl.max(tl.abs(part.to(tl.float32))))
     pieces = ()
@@ -97,8 +97,8 @@ def _rotate(x, signs, left, out, sums, units, counters, tokens, features, stride
         tl.store(units + token, power / 16384)
         if GROUPED:
             tail = BLOCKS * WIDTH + tl.arange(0, 64)
-            for part in tl.static_range(PARTS):
-                tl.store(out + (part * tokens.to(tl.int64) + token) * stride + _grouped(tail),
+            for which in tl.static_range(PARTS):
+                tl.store(out + (which * tokens.to(tl.int64) + token) * stride + _grouped(tail),
                          tl.zeros([64], tl.float16), mask=tail < stride)  # fmt: skip
 
 
