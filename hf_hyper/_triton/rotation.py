@@ -18,7 +18,17 @@ from torch import Tensor
 from hf_hyper._triton.hadamard import hadamard
 from hf_hyper._triton.library import interpreted, on_device
 
-__all__ = ["MAX_POWER", "finish", "finished", "fits", "padded", "partial_sum", "rotate", "rounded_by_device", "unrotate"]
+__all__ = [
+    "MAX_POWER",
+    "finish",
+    "finished",
+    "fits",
+    "padded",
+    "partial_sum",
+    "rotate",
+    "rounded_by_device",
+    "unrotate",
+]
 
 MAX_POWER = 1 << 13
 """Longest Walsh-Hadamard transform of one program."""

@@ -6,9 +6,9 @@ class s >> k and leads to class c, so with the costs of the classes as a matrix
     costs [h, c div 2^k] + branch [h, c div 2^k, c mod 2^k]     minimum over h ->     costs [c div 2^k, c mod 2^k]
 
 is the whole recursion: a broadcast and a reduction. Heads h are taken one after the other, or from 5 bits on a 16th of
-them, so that branches fit in registers. Costs are limited to 65535 after the minimum instead of before it, which is the same
-number, and another head only where every head leads past that limit. The h of every class goes to memory, and a second
-kernel, one lane a tile, walks back along them.
+them, so that branches fit in registers. Costs are limited to 65535 after the minimum instead of before it, which is the
+same number, and another head only where every head leads past that limit. The h of every class goes to memory, and a
+second kernel, one lane a tile, walks back along them.
 """
 
 import torch

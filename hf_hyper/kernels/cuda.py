@@ -101,9 +101,7 @@ def decode_shift(tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: tor
     return weight
 
 
-def embedding_shift(
-    index: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: torch.dtype
-) -> Tensor:
+def embedding_shift(index: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: torch.dtype) -> Tensor:
     """Rows of the weight; see `reference.embedding`."""
     from hf_hyper._triton import shift_rows
 
