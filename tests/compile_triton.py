@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hf_hyper import codec
-from hf_hyper._triton import rotation, shift_encode, shift_matmul, winding
+from hf_hyper._triton import rotation, shift_encode, shift_matmul, shift_rows, winding
 from hf_hyper.config import HyperConfig
 from hf_hyper.kernels import cuda, cuda_winding
 from hf_hyper.scheme import TensorScheme
@@ -28,7 +28,8 @@ from hf_hyper.scheme import TensorScheme
 TARGET = GPUTarget("cuda", 90, 32)
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 KERNELS = {
-    rotation: ("_rotate", "_finish"),
+    rotation: ("_rotate", "_unrotate", "_finish"),
+    shift_rows: ("_rows",),
     shift_matmul: ("_product", "_decode"),
     shift_encode: ("_advance", "_trace"),
     winding: ("_product", "_decode"),
@@ -38,7 +39,9 @@ TYPES = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.int32: "*i32",
+    torch.int64: "*i64",
     torch.int16: "*i16",
+    torch.int8: "*i8",
     torch.uint8: "*u8",
 }
 
@@ -118,10 +121,16 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     for bits in range(1, 9):
         yield f"{bits} bits", lambda bits=bits: product(256, 4096, bits, 1, bfloat)
     yield "width 14336, 16 tokens", lambda: product(256, 14336, 4, 16, half)
+    yield "width 11008", lambda: product(256, 11008, 4, 1, bfloat)
+    yield "width 65536", lambda: product(256, 65536, 4, 1, bfloat)
     yield "float32, 8 tokens", lambda: product(96, 576, 4, 8, torch.float32)
     yield "64 tokens", lambda: product(256, 4096, 4, 64, bfloat)
     yield "128 tokens", lambda: product(256, 4096, 4, 128, bfloat)
-    yield "decoded panel", lambda: shift_matmul.decoded(torch.zeros(16, 256, 32, dtype=torch.int32), 4, 1)
+    yield "129 tokens", lambda: product(256, 14336, 4, 129, half)
+    vocabulary = TensorScheme("shift", 4, 128256, 4096)
+    empty = {n: torch.empty(s.shape, dtype=s.dtype) for n, s in codec.tensor_specs(vocabulary).items()}
+    index = torch.zeros(4, dtype=torch.int64)
+    yield "embedding", lambda: cuda.embedding_shift(index, empty, vocabulary, bfloat)
     for dtype in (bfloat, torch.float32):
         pairs = HyperConfig(bits=4, hyperfunction="winding").scheme(256, 4096)
         tensors = {n: torch.empty(s.shape, dtype=s.dtype) for n, s in codec.tensor_specs(pairs).items()}

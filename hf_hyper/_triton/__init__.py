@@ -6,6 +6,7 @@ by rules beside each kernel, not from timing at run time. With `TRITON_INTERPRET
 """
 
 from hf_hyper._triton.library import (
+    copied_apart,
     explicit_byte_sums,
     multiprocessors,
     obstacle,
@@ -13,4 +14,4 @@ from hf_hyper._triton.library import (
     say_if_absent,
 )
 
-__all__ = ["explicit_byte_sums", "multiprocessors", "obstacle", "on_device", "say_if_absent"]
+__all__ = ["copied_apart", "explicit_byte_sums", "multiprocessors", "obstacle", "on_device", "say_if_absent"]

@@ -5,11 +5,20 @@ import functools
 import importlib.util
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 
-__all__ = ["explicit_byte_sums", "interpreted", "multiprocessors", "obstacle", "on_device", "say_if_absent"]
+__all__ = [
+    "copied_apart",
+    "explicit_byte_sums",
+    "interpreted",
+    "multiprocessors",
+    "obstacle",
+    "on_device",
+    "say_if_absent",
+]
 
 _MULTIPROCESSORS_INTERPRETED = 2
 """Small, so that tests under the interpreter meet grids of few programs."""
@@ -56,3 +65,14 @@ def multiprocessors(device: torch.device) -> int:
 def on_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     """Context in which kernels are launched on the device of `tensor`."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def copied_apart(constant: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy of a tensor of the CPU that may outlive every CUDA graph.
+
+    It is made by a thread of its own. What the calling thread allocates may go to the pool of a graph that torch is
+    about to capture (`torch.compile(mode="reduce-overhead")` warms up that way), where nothing may stay behind, and
+    belongs to its inference mode.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: constant.clone(memory_format=torch.contiguous_format).to(device)).result()

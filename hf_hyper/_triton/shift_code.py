@@ -7,7 +7,7 @@ any k from 1 to 8 it begins at a word. One lane reads the k words of a unit and 
     window of weight t           16 bits that end with bit 3 (t + 1) of w0 w1 w2: in two neighbouring words at most
 
 Which words, and by how much to shift them, is known when the kernel is compiled. All of it is integer arithmetic, as
-`hyperfunctions/shift.py` defines it.
+`hyperfunctions/shift.py` defines it. Nothing here calls itself: Triton before 3.5 cannot hash such functions.
 """
 
 import triton
@@ -15,38 +15,62 @@ import triton.language as tl
 
 
 @triton.jit
-def _windows(words, FIRST: tl.constexpr, STEP: tl.constexpr, BITS: tl.constexpr):
-    """Windows of the weights `FIRST`, `FIRST + STEP`, ... of a unit, joined pair by pair so that they stay in one lane.
+def unit_words(own, before, BITS: tl.constexpr):
+    """Words of units: the one before, then `BITS` of their own, a tuple of blocks `[a, b]` uint32.
 
-    Returns one more dimension of 2 for every doubling of `STEP` up to 32, the last one running fastest.
+    Args:
+        own: Block of pointers `[a, b]` to the first word of every unit.
+        before: As large, to the last word of the unit before it on the ring.
     """
-    if STEP == 32:
-        begin: tl.constexpr = (FIRST + 1) * BITS + 16  # first bit of the window, from the start of the word before
-        pair = words[begin // 32].to(tl.uint64) << 32
-        if begin % 32 > 16:
-            pair |= words[begin // 32 + 1].to(tl.uint64)
-        return ((pair >> (48 - begin % 32)) & 0xFFFF).to(tl.uint32)
+    words = (tl.load(before).to(tl.uint32, bitcast=True),)
+    if BITS % 4 == 0:  # a unit begins at a multiple of 16 bytes: whole vectors
+        for i in tl.static_range(BITS // 4):
+            four = tl.load(own[:, :, None] + (4 * i + tl.arange(0, 4)[None, None, :])).to(tl.uint32, bitcast=True)
+            even, odd = tl.split(tl.reshape(four, [four.shape[0], four.shape[1], 2, 2]))
+            first, third = tl.split(even)
+            second, fourth = tl.split(odd)
+            words = words + (first, second, third, fourth)  # noqa: RUF005
+    elif BITS % 2 == 0:
+        for i in tl.static_range(BITS // 2):
+            two = tl.load(own[:, :, None] + (2 * i + tl.arange(0, 2)[None, None, :])).to(tl.uint32, bitcast=True)
+            first, second = tl.split(two)
+            words = words + (first, second)  # noqa: RUF005
     else:
-        return tl.join(_windows(words, FIRST, 2 * STEP, BITS), _windows(words, FIRST + STEP, 2 * STEP, BITS))
+        for i in tl.static_range(BITS):
+            words = words + (tl.load(own + i).to(tl.uint32, bitcast=True),)  # noqa: RUF005
+    return words
 
 
 @triton.jit
-def unit_windows(codes, ok, unit, BITS: tl.constexpr):
-    """Windows of 32 consecutive weights.
+def _window(words, T: tl.constexpr, BITS: tl.constexpr):
+    begin: tl.constexpr = (T + 1) * BITS + 16  # first bit of the window, from the start of the word before
+    if begin % 32 <= 16:
+        window = (words[begin // 32] >> (16 - begin % 32)) & 0xFFFF
+    else:
+        pair = (words[begin // 32].to(tl.uint64) << 32) | words[begin // 32 + 1].to(tl.uint64)
+        window = ((pair >> (48 - begin % 32)) & 0xFFFF).to(tl.uint32)
+    return window
 
-    Args:
-        codes: Block of pointers `[a, b]` to the first word of the tile of every unit.
-        ok: Which of them may be read, as large.
-        unit: Number of the unit in its tile, as large.
 
-    Returns:
-        `[a, b, 2, 2, 2, 2, 2]` uint32 in 0..65535, the last dimension running fastest.
+@triton.jit
+def _joined(blocks, HALF: tl.constexpr):
+    """Blocks i and i + HALF along a new last dimension."""
+    pairs = ()
+    for i in tl.static_range(HALF):
+        pairs = pairs + (tl.join(blocks[i], blocks[i + HALF]),)  # noqa: RUF005
+    return pairs
+
+
+@triton.jit
+def windows(words, BITS: tl.constexpr):
+    """Windows of the 32 weights of units, from `unit_words`: `[a, b, 2, 2, 2, 2, 2]` uint32 in 0..65535.
+
+    The last dimension runs fastest. All weights of a unit stay in one lane.
     """
-    before = (unit * BITS + 8 * BITS - 1) % (8 * BITS)
-    words = (tl.load(codes + before, mask=ok, other=0).to(tl.uint32, bitcast=True),)
-    for i in tl.static_range(BITS):
-        words = words + (tl.load(codes + unit * BITS + i, mask=ok, other=0).to(tl.uint32, bitcast=True),)  # noqa: RUF005
-    return _windows(words, 0, 1, BITS)
+    found = ()
+    for t in tl.static_range(32):
+        found = found + (_window(words, t, BITS),)  # noqa: RUF005
+    return _joined(_joined(_joined(_joined(_joined(found, 16), 8), 4), 2), 1)[0]
 
 
 @triton.jit
@@ -81,12 +105,11 @@ def tile_rows(codes, tile_row, tile_rows_total, tile_column, tile_end, columns, 
     Tiles begin at (`tile_row`, `tile_column`); those from row `tile_rows_total` or column `tile_end` on hold any finite
     numbers. A row of tiles has `columns` tiles.
     """
-    i = tile_row + tl.arange(0, DOWN)[:, None]
     lane = tl.arange(0, ACROSS * 8)[None, :]  # units of one row of tiles lie one after the other in memory
-    j = tile_column + lane // 8
-    ok = (i < tile_rows_total) & (j < tile_end)
-    base = codes + (i.to(tl.int64) * columns + j) * (8 * BITS)
-    windows = unit_windows(base, ok, lane % 8 + tl.zeros_like(i), BITS)
-    half = biased_byte_sums(windows, MULTIPLIER, EXPLICIT)
-    half = tl.reshape(half, [DOWN, ACROSS, 8, 2, 16])
+    i = tl.minimum(tile_row + tl.arange(0, DOWN)[:, None], tile_rows_total - 1)
+    j = tl.minimum(tile_column + lane // 8, tile_end - 1)
+    tile = codes + (i.to(tl.int64) * columns + j) * (8 * BITS)
+    unit = lane % 8
+    words = unit_words(tile + unit * BITS, tile + (unit * BITS + 8 * BITS - 1) % (8 * BITS), BITS)
+    half = tl.reshape(biased_byte_sums(windows(words, BITS), MULTIPLIER, EXPLICIT), [DOWN, ACROSS, 8, 2, 16])
     return tl.reshape(tl.permute(half, [0, 2, 3, 1, 4]), [16 * DOWN, 16 * ACROSS])

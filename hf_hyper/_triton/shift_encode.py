@@ -5,9 +5,10 @@ class s >> k and leads to class c, so with the costs of the classes as a matrix
 
     costs [h, c div 2^k] + branch [h, c div 2^k, c mod 2^k]     minimum over h ->     costs [c div 2^k, c mod 2^k]
 
-is the whole recursion: a broadcast and a reduction. Costs are limited to 65535 after the minimum instead of before it,
-which is the same number, and another head only where every head leads past that limit. The h of every class goes to
-memory, and a second kernel, one lane a tile, walks back along them.
+is the whole recursion: a broadcast and a reduction. Heads h are taken one after the other, or from 5 bits on a 16th of
+them, so that branches fit in registers. Costs are limited to 65535 after the minimum instead of before it, which is the
+same number, and another head only where every head leads past that limit. The h of every class goes to memory, and a
+second kernel, one lane a tile, walks back along them.
 """
 
 import torch
@@ -30,6 +31,36 @@ RESCALE_AT: tl.constexpr = tl.constexpr(4096)
 MAX_DISTANCE: tl.constexpr = tl.constexpr(255)
 
 
+@triton.jit
+def _halved(parts, HEADS: tl.constexpr, HIGH: tl.constexpr):
+    """Every block `[HEADS, HIGH]` as two of half the heads, in order."""
+    halves = ()
+    for i in tl.static_range(len(parts)):
+        split = tl.permute(tl.reshape(parts[i], [2, HEADS // 2, HIGH]), [1, 2, 0])
+        low, high = tl.split(split)
+        halves = halves + (low, high)  # noqa: RUF005
+    return halves
+
+
+@triton.jit
+def _cheapest(before, table, target, first, after, BITS: tl.constexpr, HEADS: tl.constexpr):
+    """Over heads from `first` on: least cost to every class, `[HIGH, 2^BITS]`, times 256, plus the lowest head with it.
+
+    `before` `[HEADS, HIGH]` holds the costs of the classes that the heads lead from, likewise.
+    """
+    head = first + tl.arange(0, HEADS)[:, None, None]
+    entry = tl.load(table + head * (1 << (16 - BITS)) + after[None, :, :]).to(tl.int32)
+    if BITS <= 4:
+        # The distance, its sign turned such that only one end can lie outside -32768..32767.
+        sign = tl.where(target < 0, 1, -1)
+        distance = tl.minimum(entry * sign - target * sign, tl.where(target < 0, 32767, 32768))
+        branch = (distance * distance + 16384) >> 15
+    else:
+        distance = tl.minimum(tl.abs(entry - target), MAX_DISTANCE)
+        branch = distance * distance
+    return tl.min((branch << 8) + before[:, :, None], 0)
+
+
 @triton.jit(do_not_specialize=["first", "steps", "kept"])
 def _advance(targets, table, seams, choices, first, steps, kept, BITS: tl.constexpr, CLOSED: tl.constexpr):
     """Costs along `steps` weights from weight `first` on, and the choices of the last `kept`.
@@ -41,9 +72,8 @@ def _advance(targets, table, seams, choices, first, steps, kept, BITS: tl.conste
     HEADS: tl.constexpr = 1 << BITS
     HIGH: tl.constexpr = CLASSES // HEADS
     tile = tl.program_id(0).to(tl.int64)
-    head = tl.arange(0, HEADS)[:, None, None]
+    head = tl.arange(0, HEADS)[:, None]
     after = tl.arange(0, HIGH)[:, None] * HEADS + tl.arange(0, HEADS)[None, :]
-    state = head * CLASSES + after[None, :, :]
     every = tl.arange(0, CLASSES)
     if CLOSED:
         costs = tl.where(every == tl.load(seams + tile), 0, NEVER)
@@ -51,17 +81,17 @@ def _advance(targets, table, seams, choices, first, steps, kept, BITS: tl.conste
         costs = tl.zeros([CLASSES], tl.int32)
     for t in range(steps):
         target = tl.load(targets + tile * 256 + ((first + t) & 255))
-        entry = tl.load(table + state).to(tl.int32)
-        if BITS <= 4:
-            # The distance, its sign turned such that only one end can lie outside -32768..32767.
-            sign = tl.where(target < 0, 1, -1)
-            distance = tl.minimum(entry * sign - target * sign, tl.where(target < 0, 32767, 32768))
-            branch = (distance * distance + 16384) >> 15
-        else:
-            distance = tl.minimum(tl.abs(entry - target), MAX_DISTANCE)
-            branch = distance * distance
-        before = (tl.reshape(costs, [HEADS, HIGH])[:, :, None] << 8) | head
-        best = tl.min((branch << 8) + before, 0)  # the lowest head on a tie
+        parts = _halved((((tl.reshape(costs, [HEADS, HIGH]) << 8) | head),), HEADS, HIGH)
+        if HEADS >= 4:
+            parts = _halved(parts, HEADS // 2, HIGH)
+        if HEADS >= 8:
+            parts = _halved(parts, HEADS // 4, HIGH)
+        if HEADS >= 16:
+            parts = _halved(parts, HEADS // 8, HIGH)
+        best = _cheapest(parts[0], table, target, 0, after, BITS, HEADS // len(parts))
+        for i in tl.static_range(1, len(parts)):
+            some = _cheapest(parts[i], table, target, i * (HEADS // len(parts)), after, BITS, HEADS // len(parts))
+            best = tl.minimum(best, some)
         if t >= steps - kept:
             place = choices + (tile * kept + (t - steps + kept)) * CLASSES + after
             tl.store(place, (best & 255).to(tl.uint8))

@@ -1,12 +1,22 @@
-"""Products with `shift` weights in the basis of their codes, and their decoding for cuBLAS.
+"""Products with `shift` weights straight from their codes, and their decoding for cuBLAS.
 
 Weights enter as `1024 + byte sum`: above 1024 the last digit of float16 is worth one, so the sum of four bytes with the
 bits of 1024 added is that number without a conversion. Tensor cores multiply it with float16 activations into float32;
-subtracting `(1024 + mean) · (sum of activations)` and scaling the rows is left to `rotation.finish`. A program takes a
-block of rows and a share of the columns, decodes each of its weights once, and multiplies it with all tokens at hand.
-Shares of columns write sums of their own, which `rotation.finish` adds in a fixed order: nothing is atomic, so results
-repeat bit by bit.
+`rotation.finished` subtracts `(1024 + mean) · (sum of activations)` and scales the rows.
+
+A program takes a block of rows and a share of the columns, decodes each of its weights once, and multiplies it with all
+tokens. A lane decodes 2 rows of 16 columns of a tile, the four lanes that a tensor core reads a row from take the same
+two rows of four tiles side by side, and activations come in the order in which those lanes hold their columns, so
+weights go from the registers that they are decoded in straight to the tensor cores:
+
+    column of 64     tile j, 4 columns m, 2 columns f, e       stands at  m · 16 + f · 8 + j · 2 + e
+    row of a tile    unit u, row h of it                       stands at  h · 8 + u
+
+Shares of columns write sums of their own; the program that comes last to a block of rows adds them in their order, so
+results repeat bit by bit, and finishes the outputs in the same launch. `README.md` counts instructions and launches.
 """
+
+import functools
 
 import torch
 import triton
@@ -14,43 +24,84 @@ import triton.language as tl
 from torch import Tensor
 
 from hf_hyper._triton.library import explicit_byte_sums, multiprocessors, on_device
-from hf_hyper._triton.shift_code import tile_rows
+from hf_hyper._triton.rotation import finished, partial_sum, rounded_by_device
+from hf_hyper._triton.shift_code import biased_byte_sums, tile_rows, unit_words, windows
 
-__all__ = ["MAX_TOKENS", "decoded", "partial_products"]
+__all__ = ["MAX_TOKENS", "blocks", "decoded", "products"]
 
 MAX_TOKENS = 128
 """Tokens that one decoding of the weight serves."""
 
-DOWN, ACROSS = 4, 4
-"""Tiles of a step of a program: 64 rows and 64 columns, one unit of 32 weights for each of 128 threads."""
+DOWN, ACROSS = 8, 4
+"""Tiles of a step of a program: 128 rows and 64 columns, one unit of 32 weights for each of 256 threads."""
 
-WAVES = 8
-"""Programs per multiprocessor for which columns are shared out: the arithmetic of some hides the loads of others, which
-needs no copies through shared memory (`num_stages=1`: 6.2 instructions a weight at 4 bits instead of 8.2)."""
+RESIDENT = 3
+"""Programs that keep a multiprocessor busy; fewer wait for memory. Four fit (64 registers a thread)."""
 
-LEAST_STEPS = 4
-"""Steps of a program at least, else writing partial sums costs more than it gains."""
+START, ADDED = 1.0, 0.33
+"""What beginning a program and adding one share's sums cost, in steps of a program on a busy multiprocessor."""
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def _product(x, codes, y, tokens, rows, columns, tile_rows_total, tile_columns, share, BITS: tl.constexpr,
-             MULTIPLIER: tl.constexpr, EXPLICIT: tl.constexpr, TOKENS: tl.constexpr, DOWN: tl.constexpr,
-             ACROSS: tl.constexpr):  # fmt: skip
-    """x [tokens, columns] float16, codes -> y [shares, tokens, rows] float32; a share is `share` columns of tiles."""
-    token = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS)
+def _product(x, codes, y, counters, sums, units, scale, signs, out_scale, out, offset, inverse_deviation, tokens,
+             columns, rows, out_features, tile_columns, share, pieces, BITS: tl.constexpr, MULTIPLIER: tl.constexpr,
+             EXPLICIT: tl.constexpr, TOKENS: tl.constexpr, PARTS: tl.constexpr, DOWN: tl.constexpr,
+             ACROSS: tl.constexpr, EVEN: tl.constexpr, SHARED: tl.constexpr, BLOCK: tl.constexpr,
+             PIECES: tl.constexpr):  # fmt: skip
+    """x [PARTS, tokens, columns] float16, codes -> out [tokens, out_features]; a share is `share` steps.
+
+    EVEN: rows and columns are whole steps. SHARED: there are several shares, whose sums go through y
+    [shares, tokens, rows] float32, and counters [blocks of rows] int32 are zero.
+    """
+    ROWS: tl.constexpr = 16 * DOWN
+    STEP: tl.constexpr = ACROSS * 8 * BITS  # words of a row of tiles
+    lane = tl.arange(0, 8 * ACROSS)[None, :]
+    unit = lane // 4 % 8
+    i = tl.program_id(0) * DOWN + tl.arange(0, DOWN)[:, None]
+    if not EVEN:
+        i = tl.minimum(i, rows // 16 - 1)
     begin = tl.program_id(1) * share
-    end = min(begin + share, tile_columns)
-    x_token = x + token.to(tl.int64)[None, :] * columns
-    total = tl.zeros([16 * DOWN, TOKENS], tl.float32)
-    for first in range(begin, end, ACROSS):
-        weight = tile_rows(codes, tl.program_id(0) * DOWN, tile_rows_total, first, end, tile_columns, BITS, MULTIPLIER,
-                           EXPLICIT, DOWN, ACROSS)  # fmt: skip
-        column = first * 16 + tl.arange(0, 16 * ACROSS)[:, None]
-        mask = (column < end * 16) & (token < tokens)[None, :]
-        total = tl.dot(weight, tl.load(x_token + column, mask=mask, other=0.0), total)
-    row = tl.program_id(0) * (16 * DOWN) + tl.arange(0, 16 * DOWN)
-    place = (tl.program_id(1).to(tl.int64) * tokens + token)[None, :] * rows + row[:, None]
-    tl.store(y + place, total, mask=(row < rows)[:, None] & (token < tokens)[None, :])
+    end = min(begin + share, (tile_columns + ACROSS - 1) // ACROSS)
+    row_of_tiles = codes + i.to(tl.int64) * tile_columns * (8 * BITS)
+    j = begin * ACROSS + lane // 32 * 4 + lane % 4
+    before_unit = (unit * BITS + 8 * BITS - 1) % (8 * BITS)
+    tile = row_of_tiles + j * (8 * BITS)
+    token = tl.arange(0, TOKENS)
+    # Tokens that do not exist repeat the last one.
+    x_place = x + tl.minimum(token, tokens - 1).to(tl.int64)[None, :] * columns
+    x_place += begin * (16 * ACROSS) + tl.arange(0, 16 * ACROSS)[:, None]
+    total = tl.zeros([ROWS, TOKENS], tl.float32)
+    for step in range(begin, end):
+        if not EVEN:  # columns that do not exist meet activations of zero
+            j = tl.minimum(step * ACROSS + lane // 32 * 4 + lane % 4, tile_columns - 1)
+            tile = row_of_tiles + j * (8 * BITS)
+        words = unit_words(tile + unit * BITS, tile + before_unit, BITS)
+        half = biased_byte_sums(windows(words, BITS), MULTIPLIER, EXPLICIT)
+        half = tl.reshape(half, [DOWN, ACROSS // 4, 8, 4, 2, 4, 2, 2])  # tile row; 64 columns, u, j; h, m, f, e
+        weight = tl.reshape(tl.permute(half, [0, 4, 2, 1, 5, 6, 3, 7]), [ROWS, 16 * ACROSS])
+        for part in tl.static_range(PARTS):
+            total = tl.dot(weight, tl.load(x_place + part * tokens.to(tl.int64) * columns), total)
+        x_place += 16 * ACROSS
+        tile += STEP
+
+    token = token.to(tl.int64)
+    if SHARED:
+        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        permuted = row // 16 * 16 + row % 8 * 2 + row // 8 % 2
+        place = y + (tl.program_id(1).to(tl.int64) * tokens + token)[None, :] * rows + permuted[:, None]
+        tl.store(place, total, mask=(permuted < rows)[:, None] & (token < tokens)[None, :])
+        tl.debug_barrier()  # the whole program has written before one of its threads says so
+        before = tl.atomic_add(counters + tl.program_id(0), 1, sem="acq_rel")
+        if before == tl.num_programs(1) - 1:
+            tl.debug_barrier()
+            added = partial_sum(y, token, row, tl.num_programs(1), tokens, rows, TOKENS, ROWS)
+            finished(added, token, row, sums, units, scale, signs, out_scale, out, offset, inverse_deviation, tokens,
+                     rows, out_features, pieces, BLOCK, TOKENS, ROWS, PIECES)  # fmt: skip
+    else:
+        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        total = tl.permute(tl.reshape(total, [DOWN, 2, 8, TOKENS]), [3, 0, 2, 1])
+        finished(tl.reshape(total, [TOKENS, ROWS]), token, row, sums, units, scale, signs, out_scale, out, offset,
+                 inverse_deviation, tokens, rows, out_features, pieces, BLOCK, TOKENS, ROWS, PIECES)  # fmt: skip
 
 
 @triton.jit
@@ -66,31 +117,62 @@ def _decode(codes, weight, columns, tile_rows_total, tile_columns, BITS: tl.cons
     tl.store(weight + row.to(tl.int64) * columns + column, half - 1534.0, mask=mask)
 
 
-def partial_products(x: Tensor, codes: Tensor, bits: int, multiplier: int) -> Tensor:
-    """`x @ (1024 + byte sums).T` by shares of the columns.
+def products(
+    x: Tensor,
+    sums: Tensor,
+    units: Tensor,
+    codes: Tensor,
+    counters: Tensor,
+    scale: Tensor,
+    signs: Tensor,
+    out_scale: Tensor,
+    out: Tensor,
+    *,
+    bits: int,
+    multiplier: int,
+    block: int,
+    offset: float,
+    inverse_deviation: float,
+) -> None:
+    """Outputs of a weight, from activations in the basis of its codes.
 
     Args:
-        x: `[tokens, columns]` float16, contiguous.
-        codes: `[rows / 16, columns / 16, 8 * bits]` int32, contiguous.
+        x: `[parts, tokens, columns]` float16 of `rotation.rotate` with `grouped`, at most `MAX_TOKENS` tokens.
+        sums: `[tokens, pieces]` of `rotate`.
+        units: `[tokens]` of `rotate`.
+        codes: `[rows / 16, padded_in / 16, 8 * bits]` int32, contiguous.
+        counters: `[blocks(rows)]` int32 zeros.
+        scale: `[rows]` float16, stored.
+        signs: `[rows]` int8.
+        out_scale: `[out_features]` bfloat16, stored.
+        out: `[tokens, out_features]`.
         bits: Bits per weight, 1 to 8.
         multiplier: Constant of the observable, below 2^31.
-
-    Returns:
-        `[shares, tokens, rows]` float32; the product is the sum over the first dimension.
+        block: Rows of the output rotation.
+        offset: Mean of the byte sums.
+        inverse_deviation: One over their deviation.
     """
-    tokens, columns = x.shape
+    parts, tokens, columns = x.shape
     down, across = codes.shape[0], codes.shape[1]
-    block = min(max(16, triton.next_power_of_2(tokens)), MAX_TOKENS)
-    grid_rows, grid_tokens = triton.cdiv(down, DOWN), triton.cdiv(tokens, block)
-    share = _share(across, tokens, bits, grid_rows * grid_tokens, multiprocessors(x.device))
-    shares = triton.cdiv(across, share)
-    y = torch.empty(shares, tokens, 16 * down, dtype=torch.float32, device=x.device)
+    share = _share(across, tokens, bits, len(counters), multiprocessors(x.device)) // ACROSS
+    shares, pieces = triton.cdiv(triton.cdiv(across, ACROSS), share), sums.shape[1]
+    y = torch.empty(shares if shares > 1 else 0, tokens, 16 * down, dtype=torch.float32, device=x.device)
+    target = rounded_by_device(out)
     with on_device(x):
-        _product[(grid_rows, shares, grid_tokens)](
-            x, codes, y, tokens, 16 * down, columns, down, across, share, BITS=bits, MULTIPLIER=multiplier,
-            EXPLICIT=explicit_byte_sums(), TOKENS=block, DOWN=DOWN, ACROSS=ACROSS, num_warps=4, num_stages=1,
+        _product[(len(counters), shares)](
+            x, codes, y, counters, sums, units, scale, signs, out_scale, target, offset + 1024, inverse_deviation,
+            tokens, columns, 16 * down, out.shape[1], across, share, pieces, BITS=bits, MULTIPLIER=multiplier,
+            EXPLICIT=explicit_byte_sums(), TOKENS=max(16, triton.next_power_of_2(tokens)), PARTS=parts, DOWN=DOWN,
+            ACROSS=ACROSS, EVEN=down % DOWN == 0 and across % ACROSS == 0, SHARED=shares > 1, BLOCK=block,
+            PIECES=triton.next_power_of_2(pieces), num_warps=8, num_stages=1,
         )  # fmt: skip
-    return y
+    if target is not out:
+        out.copy_(target)
+
+
+def blocks(rows: int) -> int:
+    """Programs side by side that `products` needs for so many rows of a weight, each with a counter."""
+    return triton.cdiv(rows, 16 * DOWN)
 
 
 def decoded(codes: Tensor, bits: int, multiplier: int) -> Tensor:
@@ -109,14 +191,25 @@ def decoded(codes: Tensor, bits: int, multiplier: int) -> Tensor:
     with on_device(codes):
         _decode[(triton.cdiv(down, DOWN), triton.cdiv(across, ACROSS))](
             codes, weight, 16 * across, down, across, BITS=bits, MULTIPLIER=multiplier,
-            EXPLICIT=explicit_byte_sums(), DOWN=DOWN, ACROSS=ACROSS, num_warps=4, num_stages=1,
+            EXPLICIT=explicit_byte_sums(), DOWN=DOWN, ACROSS=ACROSS, num_warps=8, num_stages=1,
         )  # fmt: skip
     return weight
 
 
+@functools.cache
 def _share(across: int, tokens: int, bits: int, programs: int, processors: int) -> int:
-    """Columns of tiles of a program: as many shares as fill the device, but partial sums of half the bytes of codes at
-    most (8 bytes written and read against bits / 8 a column), and none shorter than `LEAST_STEPS` steps."""
-    shares = max(1, min(WAVES * processors // programs, 16 * across * bits // (128 * tokens)))
+    """Columns of tiles of a program, a multiple of `ACROSS`: the fastest of all shares by the model of `README.md`.
+
+    The busiest multiprocessor decides: it runs a whole number of programs, each of some steps, and a start; then the
+    last program of every block adds the shares. Partial sums have half the bytes of codes at most (8 bytes written and
+    read against bits / 8 a column).
+    """
     steps = triton.cdiv(across, ACROSS)
-    return ACROSS * max(min(LEAST_STEPS, steps), triton.cdiv(steps, shares))
+    most = max(1, min(steps, 16 * across * bits // (128 * tokens)))
+
+    def cost(shares: int) -> float:
+        each = triton.cdiv(steps, shares)
+        busy = triton.cdiv(programs * triton.cdiv(steps, each), processors)
+        return max(busy, RESIDENT) * (each + START) + (ADDED * shares if shares > 1 else 0)
+
+    return ACROSS * triton.cdiv(steps, min(range(1, most + 1), key=cost))

@@ -3,7 +3,8 @@
 The search is a tail-biting Viterbi over the 2^16 windows, native when the compiled core is there and in torch
 (`viterbi.py`, the same integers, so the same bytes) when it is not. Efforts are points on its curve of error against
 speed (`hf_hyper.bench.shift_mse`); they never change the format. GPUs, through Triton, search all states whatever the
-effort: the bytes are those of `best`.
+effort: the bytes are those of `best`. Up to 4 bits nothing waits for them on the way; above, tails are searched again
+where there are any, which the host must know.
 """
 
 import math

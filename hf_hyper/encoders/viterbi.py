@@ -5,6 +5,7 @@ those defined at the top of `csrc/shift_encode.cpp`, so both return the same byt
 one weight at a time; the only loop in Python is over the weights. Some thousand times slower than the compiled core.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,7 +35,8 @@ def encode_tiles_reference(
     """Closest circular bit string of every tile, as `_native.shift_encode` returns it.
 
     Args:
-        tiles: `[n, 256]` floats in units of the observable (unit variance), all finite, on any device.
+        tiles: `[n, 256]` floats in units of the observable (unit variance), all finite, on any device. Whether they
+            are is not looked at where there is a `full_search`, because looking waits for the device.
         bits: Bits per weight, 1..8.
         survivor_bits: Effort, 8..16; 16 is the full search.
         multiplier: Odd 32-bit constant of the observable.
@@ -49,7 +51,7 @@ def encode_tiles_reference(
     """
     if tiles.ndim != 2 or tiles.shape[1] != TILE_WEIGHTS:
         raise ShapeError(f"tiles: got shape {list(tiles.shape)}, wanted [n, {TILE_WEIGHTS}]")
-    if not tiles.isfinite().all():
+    if full_search is None and not tiles.isfinite().all():
         raise ConfigError("tiles: contain NaN or infinity; every weight must be finite")
     survivor_bits = max(survivor_bits, min(STATE_BITS, 2 * bits))
     search = _survivor_search
@@ -87,15 +89,26 @@ class _Code:
     class_bits: int  # R
     scale: int
     table: Tensor  # [65536] int32, T
+    least: int  # entries of the table lie between
+    largest: int
     mean: float
     deviation: float
 
     @classmethod
+    @functools.lru_cache(maxsize=64)
     def build(cls, bits: int, survivor_bits: int, multiplier: int, scale: int, device: torch.device) -> "_Code":
         sums = byte_sums(multiplier)
-        exact = sums.double()
-        table = ((sums - _CENTRE) * scale).to(device, torch.int32)
-        return cls(bits, survivor_bits - bits, scale, table, exact.mean().item(), exact.std(correction=0).item())
+        exact, entries = sums.double(), (sums - _CENTRE) * scale
+        return cls(
+            bits,
+            survivor_bits - bits,
+            scale,
+            entries.to(device, torch.int32),
+            int(entries.min()),
+            int(entries.max()),
+            exact.mean().item(),
+            exact.std(correction=0).item(),
+        )
 
     @property
     def seam_weights(self) -> int:
@@ -112,7 +125,7 @@ class _Code:
         if self.bits <= 4:
             low, high = -32767, 32767
         else:
-            low, high = int(self.table.min()) - 128, int(self.table.max()) + 128
+            low, high = self.least - 128, self.largest + 128
         return units.clamp(low, high).round().to(torch.int32)
 
     def branch(self, entry: Tensor, target: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ TABLE = (
     Row("matmul", "cpu", "winding", "cpu.matmul_winding", cpu_winding.matmul_winding, _needs_core_and_pairs),
     Row("decode", "cuda", "shift", "cuda.decode_shift", cuda.decode_shift, cuda.obstacle),
     Row("matmul", "cuda", "shift", "cuda.matmul_shift", cuda.matmul_shift, cuda.obstacle),
+    Row("embedding", "cuda", "shift", "cuda.embedding_shift", cuda.embedding_shift, cuda.obstacle),
     Row("decode", "cuda", "winding", "cuda.decode_winding", cuda_winding.decode_winding, cuda_winding.obstacle),
     Row("matmul", "cuda", "winding", "cuda.matmul_winding", cuda_winding.matmul_winding, cuda_winding.obstacle),
     Row("matmul_experts", "cpu", "shift", "cpu.matmul_shift", _EXPERTS_CPU_SHIFT, _needs_core_and_incoherence),
@@ -74,6 +75,7 @@ _REFERENCE: dict[str, Callable[..., Tensor]] = {
     "decode": reference.decode,
     "matmul": reference.matmul,
     "matmul_experts": reference.matmul_experts,
+    "embedding": reference.embedding,
 }
 
 
@@ -82,7 +84,7 @@ def select(operator: str, device: str, scheme: TensorScheme) -> Callable[..., Te
     """Implementation of an operator.
 
     Args:
-        operator: `decode`, `matmul` or `matmul_experts`.
+        operator: `decode`, `matmul`, `matmul_experts` or `embedding`.
         device: Device type, such as `cpu`.
         scheme: How the weight is stored.
 
@@ -109,6 +111,7 @@ def explain(scheme: TensorScheme, device: torch.device | str = "cpu") -> str:
         decode on mps: reference.decode
         matmul on mps: reference.matmul
         matmul_experts on mps: reference.matmul_experts
+        embedding on mps: reference.embedding
     """
     kind = torch.device(device).type
     lines = []

@@ -1,8 +1,9 @@
-"""Schemas of the operators `hf_hyper::decode`, `hf_hyper::matmul` and `hf_hyper::matmul_experts`.
+"""Schemas of the operators `hf_hyper::decode`, `matmul`, `matmul_experts` and `embedding`.
 
     decode(Tensor[] tensors, str scheme, ScalarType dtype) -> Tensor       [out_features, in_features]
     matmul(Tensor x, Tensor[] tensors, str scheme) -> Tensor               [..., in_features] -> [..., out_features]
     matmul_experts(Tensor x, Tensor ids, Tensor[] tensors, str scheme)     [rows, in_features] -> [rows, out_features]
+    embedding(Tensor index, Tensor[] tensors, str scheme, ScalarType dtype) -> Tensor       [...] -> [..., in_features]
 
 `tensors` are those of `codec.tensor_specs(scheme)` in its order, for `matmul_experts` with a dimension of experts in
 front; `scheme` is `TensorScheme.key`. Registering them with torch.library lets `torch.compile` see one opaque call with
@@ -27,7 +28,7 @@ from hf_hyper.kernels.dispatch import select
 from hf_hyper.routing import rows_by_expert
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["decode", "matmul", "matmul_experts"]
+__all__ = ["decode", "embedding", "matmul", "matmul_experts"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -38,7 +39,12 @@ for _name in ("matmul_experts", "matmul_experts_backward"):
     _library.define(
         f"{_name}(Tensor x, Tensor ids, Tensor[] tensors, str scheme) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
     )
+_library.define(
+    "embedding(Tensor index, Tensor[] tensors, str scheme, ScalarType dtype) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 _decode, _matmul = torch.ops.hf_hyper.decode.default, torch.ops.hf_hyper.matmul.default
+_embedding = torch.ops.hf_hyper.embedding.default
 _matmul_experts = torch.ops.hf_hyper.matmul_experts.default
 _matmul_experts_backward = torch.ops.hf_hyper.matmul_experts_backward.default
 
@@ -93,6 +99,21 @@ def matmul_experts(x: Tensor, ids: Tensor, tensors: list[Tensor], scheme: str) -
     return _matmul_experts(x, ids, tensors, scheme)
 
 
+def embedding(index: Tensor, tensors: list[Tensor], scheme: str, dtype: torch.dtype) -> Tensor:
+    """Rows of the weight that stored tensors stand for.
+
+    Args:
+        index: `[...]` int32 or int64 numbers of rows, on the device of the tensors.
+        tensors: Stored tensors in the order of `codec.tensor_specs`.
+        scheme: `TensorScheme.key` of the weight.
+        dtype: Floating-point dtype of the result.
+
+    Returns:
+        `[..., in_features]` in `dtype`.
+    """
+    return _embedding(index, tensors, scheme, dtype)
+
+
 @functools.cache
 def _prepared(operator: str, device: str, scheme: str) -> tuple[TensorScheme, tuple[str, ...], Callable[..., Tensor]]:
     """The scheme, the names of its tensors, and the implementation for it."""
@@ -132,6 +153,13 @@ def _run_matmul_experts_backward(gradient: Tensor, ids: Tensor, tensors: list[Te
     return result
 
 
+def _run_embedding(index: Tensor, tensors: list[Tensor], scheme: str, dtype: torch.dtype) -> Tensor:
+    device = tensors[0].device.type
+    parsed, names, implementation = _prepared("embedding", device, scheme)
+    with _no_autocast(device):
+        return implementation(index, dict(zip(names, tensors, strict=True)), parsed, dtype)
+
+
 _nothing = contextlib.nullcontext()
 
 
@@ -142,6 +170,10 @@ def _no_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
 def _decode_shape(tensors: list[Tensor], scheme: str, dtype: torch.dtype) -> Tensor:
     parsed = TensorScheme.parse(scheme)
     return tensors[0].new_empty((parsed.out_features, parsed.in_features), dtype=dtype)
+
+
+def _embedding_shape(index: Tensor, tensors: list[Tensor], scheme: str, dtype: torch.dtype) -> Tensor:
+    return tensors[0].new_empty((*index.shape, TensorScheme.parse(scheme).in_features), dtype=dtype)
 
 
 def _matmul_shape(x: Tensor, tensors: list[Tensor], scheme: str) -> Tensor:
@@ -204,12 +236,14 @@ def _differentiable_matmul_experts(x: Tensor, ids: Tensor, tensors: list[Tensor]
 
 
 _library.impl("decode", _run_decode, "CompositeExplicitAutograd")
+_library.impl("embedding", _run_embedding, "CompositeExplicitAutograd")
 _library.impl("matmul", _run_matmul, "CompositeExplicitAutograd")
 _library.impl("matmul", _differentiable_matmul, "Autograd")
 _library.impl("matmul_experts", _run_matmul_experts, "CompositeExplicitAutograd")
 _library.impl("matmul_experts_backward", _run_matmul_experts_backward, "CompositeExplicitAutograd")
 _library.impl("matmul_experts", _differentiable_matmul_experts, "Autograd")
 torch.library.register_fake("hf_hyper::decode", _decode_shape, lib=_library)
+torch.library.register_fake("hf_hyper::embedding", _embedding_shape, lib=_library)
 torch.library.register_fake("hf_hyper::matmul", _matmul_shape, lib=_library)
 torch.library.register_fake("hf_hyper::matmul_experts", _matmul_experts_shape, lib=_library)
 torch.library.register_fake("hf_hyper::matmul_experts_backward", _matmul_experts_backward_shape, lib=_library)

@@ -10,12 +10,28 @@ from hf_hyper.kernels.experts import by_expert
 from hf_hyper.rotation.incoherence import rotate_input, unrotate_output
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["decode", "matmul", "matmul_experts", "rotated_matmul"]
+__all__ = ["decode", "embedding", "matmul", "matmul_experts", "rotated_matmul"]
 
 
 def decode(tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: torch.dtype) -> Tensor:
     """The stored weight: `[out_features, in_features]` in `dtype`, computed in float32."""
     return codec.dequantize(tensors, scheme).to(dtype).contiguous()
+
+
+def embedding(index: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: torch.dtype) -> Tensor:
+    """Rows of the stored weight, of which only blocks with a row that is asked for are decoded.
+
+    Args:
+        index: `[...]` int32 or int64 numbers of rows.
+        tensors: Stored tensors of the weight.
+        scheme: How they are stored.
+        dtype: Floating-point dtype of the result.
+
+    Returns:
+        `[..., in_features]`.
+    """
+    wanted, place = index.long().unique(return_inverse=True)
+    return codec.dequantize_rows(tensors, scheme, wanted).to(dtype)[place]
 
 
 def matmul(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:

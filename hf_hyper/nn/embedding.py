@@ -1,12 +1,13 @@
 """`HyperEmbedding`: an `nn.Embedding` whose rows are decoded from a hyperfunction.
 
-Rows are decoded in the blocks that their rotation mixes (up to 128 rows), and only blocks with a row that is asked for.
+Rows are decoded in the blocks that their rotation mixes (up to 128 rows), and only blocks with a row that is asked for
+(`hf_hyper::embedding`).
 """
 
 import torch
 from torch import Tensor, nn
 
-from hf_hyper import codec
+from hf_hyper.kernels import ops
 from hf_hyper.layout import Layout
 from hf_hyper.nn.stored import HyperLayer
 from hf_hyper.scheme import TensorScheme
@@ -36,9 +37,7 @@ class HyperEmbedding(HyperLayer, nn.Embedding):
         """Rows `input` `[...]` of the weight: `[..., embedding_dim]` in `compute_dtype`."""
         if not self.layout.plain:
             return nn.functional.embedding(input, self.dequantize())
-        wanted, place = input.unique(return_inverse=True)
-        tensors = dict(zip(self._dtypes, self.stored(), strict=True))
-        return codec.dequantize_rows(tensors, self.scheme, wanted).to(self.compute_dtype)[place]
+        return ops.embedding(input, self.stored(), self._key, self.compute_dtype)
 
     def plain_layer(self, device: torch.device | str) -> nn.Module:
         """An `nn.Embedding` of the same settings and mode, with new parameters."""

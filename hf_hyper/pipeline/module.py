@@ -76,14 +76,16 @@ def compress_module(
     made = HyperConfig(**{**config.to_dict(), "tensor_schemes": None})
     split_experts(module)
     try:
-        module = _compress_split(module, made, bits)
+        module = _compress_split(module, made, bits, workers)
     finally:
         join_experts(module)
     module.hyper_config = made  # pyright: ignore[reportArgumentType]
     return module
 
 
-def _compress_split(module: nn.Module, made: HyperConfig, bits: Mapping[str, float] | None) -> nn.Module:
+def _compress_split(
+    module: nn.Module, made: HyperConfig, bits: Mapping[str, float] | None, workers: int | None
+) -> nn.Module:
     chosen = [
         (name, layer)
         for name, layer in _candidates(module, made)

@@ -80,18 +80,22 @@ def _by_diagonals(
     inputs_by_tile = inputs.view(columns, across, TILE).transpose(0, 1)  # [across, columns, 16]
     outputs_by_tile = outputs.view(rows, down, TILE).permute(1, 2, 0)  # [down, 16, rows], transposed
     scale, divisor = scale.view(down, TILE, 1), divisor.view(down, TILE, 1)
+    every = torch.arange(down, device=weight.device)
     codes: Tensor | None = None
     for diagonal in range(down + across - 2, -1, -1):
-        i = torch.arange(max(0, diagonal - across + 1), min(down - 1, diagonal) + 1, device=weight.device)
+        # Slices by numbers that the host knows: asking the device for them would wait for it.
+        top, bottom = max(0, diagonal - across + 1), min(down - 1, diagonal)
+        part = slice(top, bottom + 1)
+        i = every[part]
         j = diagonal - i
-        right, below = TILE * int(j.min()), TILE * int(i.min())
+        right, below = TILE * (diagonal - bottom), TILE * top
         own = tiled[i, :, j]  # [tiles, 16, 16]
-        carried = error.view(down, TILE, columns)[i, :, right:] @ inputs_by_tile[j, right:]
+        carried = error.view(down, TILE, columns)[part, :, right:] @ inputs_by_tile[j, right:]
         above = mixed.view(rows, across, TILE)[below:].transpose(0, 1)[j]
-        wanted = own + carried + outputs_by_tile[i, :, below:] @ above
-        found, value = encode((wanted / divisor[i]).reshape(-1, TILE * TILE))
+        wanted = own + carried + outputs_by_tile[part, :, below:] @ above
+        found, value = encode((wanted / divisor[part]).reshape(-1, TILE * TILE))
         value = value.view(-1, TILE, TILE)
-        missed = own - scale[i] * value
+        missed = own - scale[part] * value
         values[i, :, j], error[i, :, j], mixed[i, :, j] = value, missed, carried + missed
         if codes is None:
             codes = found.new_empty(down, across, found.shape[1])

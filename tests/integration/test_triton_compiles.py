@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", minversion="3.9", reason="registers are bounded for triton 3.9 and later")
+pytest.importorskip("triton", reason="triton is not installed")
 
 SHARED_MEMORY = 227 << 10
 """Bytes a program may have on compute capability 9.0."""
@@ -28,6 +28,8 @@ def test_kernels_compile_for_hopper(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in finished.stdout.splitlines()]
     assert {row["kernel"] for row in rows} == {
         "rotation._rotate",
+        "rotation._unrotate",
+        "shift_rows._rows",
         "rotation._finish",
         "shift_matmul._product",
         "shift_matmul._decode",
@@ -41,5 +43,6 @@ def test_kernels_compile_for_hopper(tmp_path: Path) -> None:
         assert row["stack"] <= MAX_STACK.get(row["case"], 128), row
     fused = {row["case"]: row for row in rows if row["kernel"] == "shift_matmul._product"}
     # A step of a thread is 32 weights; memory of an H100 delivers a 4-bit weight in the time of 5.6 instructions.
-    assert fused["4 bits"]["loop"] / 32 < 8
+    assert fused["4 bits"]["loop"] / 32 < 6
     assert fused["4 bits"]["stack"] == 0
+    assert fused["4 bits"]["registers"] <= 80  # three programs to a multiprocessor

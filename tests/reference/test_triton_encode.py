@@ -23,9 +23,16 @@ def tiles_with_outliers(count: int) -> torch.Tensor:
     return tiles
 
 
+@pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where kernels run: tensors of the CPU under the interpreter, or a CUDA device."""
+    if (request.param == "cuda") != torch.cuda.is_available():
+        pytest.skip("no CUDA device" if request.param == "cuda" else "a CUDA device is there to compile for")
+    return torch.device("cuda" if request.param == "cuda" else "cpu")
+
+
 @pytest.mark.parametrize("bits", [4, 6])
-def test_same_bytes_as_the_compiled_core(bits: int) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def test_same_bytes_as_the_compiled_core(bits: int, device: torch.device) -> None:
     tiles = tiles_with_outliers(1)
     got = encode_tiles_reference(tiles.to(device), bits, 16, MULTIPLIER, full_search).cpu()
     assert torch.equal(got, _native.shift_encode(tiles, bits, 16, MULTIPLIER))

@@ -29,8 +29,12 @@ CASES = [
     (33, 80, 5, 1, FLOAT16),
     (64, 128, 6, 2, BFLOAT16),
     (20, 1040, 7, 1, FLOAT32),
+    (256, 256, 4, 1, BFLOAT16),
+    (144, 11 * 16, 4, 2, FLOAT32),
+    (16, 67 * 16, 4, 2, FLOAT32),
 ]
-"""Rows, columns, bits, tokens, dtype: padding on both sides, odd factors, several shares of the columns."""
+"""Rows, columns, bits, tokens, dtype: padding on both sides, several shares of the columns, whole steps of programs and
+others, and odd factors that are mixed one by one, by a matrix, and before the launch."""
 
 
 def stored(scheme: TensorScheme, device: torch.device) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -57,6 +61,17 @@ def test_fused_product(
     x = torch.randn(tokens, columns).to(dtype)
     got = cuda.matmul_shift(x.to(device), tensors, scheme).cpu()
     assert_as_accurate_as(linear(x.double(), weight), linear(x, weight.to(dtype)), got, atol=2e-5)
+
+
+@pytest.mark.cuda
+def test_factor_that_is_not_mixed() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    scheme = TensorScheme("shift", 2, 64, 1031 * 16)  # a prime above 1024: the interpreter takes minutes
+    weight, tensors = stored(scheme, torch.device("cuda"))
+    x = torch.randn(3, 1031 * 16).bfloat16()
+    got = cuda.matmul_shift(x.cuda(), tensors, scheme).cpu()
+    assert_as_accurate_as(linear(x.double(), weight), linear(x, weight.bfloat16()), got, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
@@ -86,11 +101,65 @@ def test_decoded_byte_sums_are_exact(bits: int, device: torch.device) -> None:
     assert torch.equal(got, (sums - 510).half())
 
 
-def test_decoded_weight(device: torch.device) -> None:
-    scheme = TensorScheme("shift", 4, 40, 72)
+@pytest.mark.parametrize("columns", [72, 11 * 16, 67 * 16])
+def test_decoded_weight(columns: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "PANEL_WEIGHTS", 32 * 80)
+    scheme = TensorScheme("shift", 4, 40, columns)
     weight, tensors = stored(scheme, device)
     got = cuda.decode_shift(tensors, scheme, FLOAT32).cpu()
-    assert torch.allclose(got.double(), weight, atol=1e-6)
+    assert torch.allclose(got.double(), weight, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "columns", "bits"), [(300, 72, 4), (256, 48, 3), (5, 67 * 16, 2)])
+def test_embedding(rows: int, columns: int, bits: int, device: torch.device) -> None:
+    scheme = TensorScheme("shift", bits, rows, columns, seed=3)
+    weight, tensors = stored(scheme, device)
+    index = torch.tensor([[0, rows - 1, 2], [2, 0, rows // 2]])
+    got = cuda.embedding_shift(index.to(device), tensors, scheme, FLOAT32).cpu()
+    assert got.shape == (2, 3, columns)
+    assert torch.allclose(got.double(), weight[index], atol=1e-5)
+    assert cuda.embedding_shift(index[:0].to(device), tensors, scheme, BFLOAT16).shape == (0, 3, columns)
+
+
+def test_rows_that_do_not_exist_are_nan(device: torch.device) -> None:
+    scheme = TensorScheme("shift", 4, 20, 16)
+    weight, tensors = stored(scheme, device)
+    got = cuda.embedding_shift(torch.tensor([-1, 3, 20], device=device), tensors, scheme, FLOAT32).cpu()
+    assert got[0].isnan().all()
+    assert got[2].isnan().all()
+    assert torch.allclose(got[1].double(), weight[3], atol=1e-5)
+
+
+def test_inputs_that_are_not_contiguous(device: torch.device) -> None:
+    scheme = TensorScheme("shift", 4, 48, 64)
+    weight, tensors = stored(scheme, device)
+    spread = {name: torch.stack([tensor, tensor], -1)[..., 0] for name, tensor in tensors.items()}
+    x = torch.randn(64, 3).T
+    got = cuda.matmul_shift(x.to(device), spread, scheme).cpu()
+    assert_as_accurate_as(linear(x.double(), weight), linear(x, weight.float()), got, atol=2e-5)
+
+
+def test_products_repeat_bit_by_bit(device: torch.device) -> None:
+    scheme = TensorScheme("shift", 4, 144, 1024)
+    _, tensors = stored(scheme, device)
+    x = torch.randn(3, 1024, device=device)
+    first = cuda.matmul_shift(x, tensors, scheme)
+    for _ in range(3):
+        assert torch.equal(cuda.matmul_shift(x, tensors, scheme), first)
+
+
+@pytest.mark.parametrize(
+    ("across", "tokens", "bits", "programs"),
+    [(256, 1, 4, 32), (256, 1, 4, 8), (256, 1, 4, 112), (896, 1, 4, 32), (256, 16, 2, 32), (7, 128, 1, 1)],
+    ids=["q", "k", "gate", "down", "q-16-tokens", "tiny"],
+)
+def test_shares_fill_the_device(across: int, tokens: int, bits: int, programs: int) -> None:
+    share = shift_matmul._share(across, tokens, bits, programs, 132)
+    assert share % shift_matmul.ACROSS == 0
+    shares = -(-across // share)
+    assert shares == 1 or 8 * shares * tokens <= 16 * across * bits / 8 / 2 + 8 * tokens
+    if tokens == 1 and across >= 256:
+        assert shares * programs >= 0.9 * 132
 
 
 def test_extreme_activations(device: torch.device) -> None:
@@ -116,7 +185,8 @@ def test_table_takes_the_kernels_where_they_can_run() -> None:
     plain = dispatch.explain(TensorScheme("shift", 4, 32, 4096, incoherence=False), "cuda")
     assert "reference.matmul (cuda.matmul_shift covers weights with incoherence only)" in plain
     odd = dispatch.explain(TensorScheme("shift", 4, 32, 16 * 1009), "cuda")
-    assert "covers widths of at most 512 times a power of two" in odd
+    assert "matmul on cuda: cuda.matmul_shift" in odd
+    assert "embedding on cuda: cuda.embedding_shift" in odd
 
 
 @pytest.mark.cuda
