@@ -101,7 +101,9 @@ def ablate(
             stored = summarize(compressed).compressed_bytes * 8
             candidate = compressed.dequantize()
         seconds = time.perf_counter() - start
-        pairs = [(candidate.get_submodule(name).weight, linear.weight) for name, linear in originals.items()]
+        pairs = [
+            (candidate.get_submodule(name).get_parameter("weight"), linear.weight) for name, linear in originals.items()
+        ]
         with torch.no_grad():
             error = sum(float((after - before).double().square().sum()) for after, before in pairs)
             norm = sum(float(before.double().square().sum()) for _, before in pairs)
