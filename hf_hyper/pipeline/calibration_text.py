@@ -15,6 +15,9 @@ __all__ = ["WINDOW", "calibration_windows"]
 WINDOW = 512
 """Tokens of text that are run together, fewer where the model takes fewer."""
 
+FRAMED_WINDOW = 128
+"""The same for encoders, which read sentences and paragraphs, each between tokens that mark its ends."""
+
 _BUNDLED = Path(__file__).parent / "texts" / "calibration.txt"
 _OWN_BATCH = 16
 
@@ -31,27 +34,42 @@ def calibration_windows(model: PreTrainedModel, source: TextSource, tokens: int,
         seed: Of what the model writes.
 
     Returns:
-        `[n, length]` int64 with `n * length` at most `tokens` and length at most `WINDOW`.
+        `[n, length]` int64 with `n * length` at most `tokens` and length at most `WINDOW`. Those of an encoder are
+        shorter, and begin and end as its tokenizer begins and ends a text.
 
     Raises:
         ConfigError: The source cannot be used, or is too short for two windows.
     """
-    length = min(WINDOW, _longest(model), tokens // 2)
+    encoder = not model.can_generate()
+    length = min(FRAMED_WINDOW if encoder else WINDOW, _longest(model), tokens // 2)
     if length < 2:
         raise ConfigError(f"calibration_tokens is {tokens}, wanted enough for two windows; 32768 is a good number")
     if isinstance(source, str) and source == "self":
         return _written(model, tokens // length, length, seed)
     text = _BUNDLED.read_text(encoding="utf-8") if source == "default" else load_text(source, split="train")
-    ids = torch.tensor(_tokenizer(model)(text, verbose=False)["input_ids"], dtype=torch.int64)
-    available = len(ids) // length
-    if available < 2:
+    tokenizer = _tokenizer(model)
+    before, after = _frame(tokenizer) if encoder else ([], [])
+    body = length - len(before) - len(after)
+    ids = torch.tensor(tokenizer(text, add_special_tokens=not encoder, verbose=False)["input_ids"], dtype=torch.int64)
+    available = len(ids) // max(body, 1)
+    if available < 2 or body < 1:
         raise ConfigError(
-            f"the calibration text has {len(ids)} tokens, wanted at least {2 * length}; give a longer text, or "
-            "calibration='default'"
+            f"the calibration text has {len(ids)} tokens, wanted at least {2 * length}; give a longer text and more "
+            "calibration_tokens, or calibration='default'"
         )
     wanted = min(available, tokens // length)
     chosen = torch.arange(wanted) * available // wanted
-    return ids[: available * length].view(available, length)[chosen]
+    rows = ids[: available * body].view(available, body)[chosen]
+    first, last = (torch.tensor([end] * wanted, dtype=torch.int64) for end in (before, after))
+    return torch.cat([first, rows, last], 1)
+
+
+def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Tokens that the tokenizer puts before and after a text."""
+    text = "a"
+    framed, plain = (tokenizer(text, add_special_tokens=special)["input_ids"] for special in (True, False))
+    start = next((i for i in range(len(framed)) if framed[i : i + len(plain)] == plain), 0)
+    return framed[:start], framed[start + len(plain) :]
 
 
 def _written(model: Any, count: int, length: int, seed: int) -> Tensor:

@@ -10,6 +10,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
+    BertTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     T5Config,
@@ -22,6 +23,7 @@ from hf_hyper.errors import ConfigError, HyperError
 from hf_hyper.eval import evaluate_model, windows
 from hf_hyper.pipeline import calibrate as calibration
 from hf_hyper.pipeline.calibrate import compress_loaded
+from hf_hyper.pipeline.calibration_text import calibration_windows
 from hf_hyper.pipeline.compress import compress
 from hf_hyper.plan import plan_shape
 
@@ -205,3 +207,16 @@ def test_a_model_in_hand(folder: Path, tmp_path: Path, calibrated: torch.nn.Modu
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, calibrated(ids).logits)
     with pytest.raises(ConfigError, match="compressed already"):
         hf_hyper.compress_model(model, hf_hyper.HyperConfig())
+
+
+def test_windows_of_an_encoder_are_framed(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "once", "upon"]))
+    BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    sizes = {"vocab_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BertModel(BertConfig(**sizes, intermediate_size=32))
+    model.name_or_path = str(tmp_path)
+    found = calibration_windows(model, ["once upon a " * 400], 1024, 0)
+    assert found.shape == (8, 128)
+    assert (found[:, 0] == 2).all()
+    assert (found[:, -1] == 3).all()
+    assert found[:, 1:-1].min() >= 5
