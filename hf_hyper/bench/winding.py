@@ -1,6 +1,7 @@
 """`winding`: speed of the nearest search, and error by direction, box and effort.
 
     python -m hf_hyper.bench.winding [--json OUT] [--pairs 1000000] [--threads N] [--weights FILE.safetensors TENSOR]
+        [--parts speed error]
 
 Speed is that of finding the nearest of the paper's 1601 nodes for pairs of Gaussian weights: the compiled core against
 the comparison with every node in torch, and against scikit-learn's KD-tree with the leaf size of the released code.
@@ -14,6 +15,7 @@ Needs `hf-hyper[bench]`.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -40,6 +42,8 @@ PAPER = {"num_points": 1600, "num_shells": 3}
 
 FIXED_SIDES = (2.0, 5.0)
 """Fixed box sides tried, in deviations of the weights: the released 0.1 on weights of deviation 0.05 and 0.02."""
+
+_PARTS = {"speed": "winding_nearest", "error": "winding_error"}
 
 Row = dict[str, Any]
 
@@ -135,7 +139,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=1_000_000, help="pairs of weights in the speed test")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of core and torch")
     parser.add_argument("--weights", nargs=2, metavar=("FILE", "TENSOR"), help="a trained matrix in a safetensors file")
+    parser.add_argument(
+        "--parts", nargs="+", choices=list(_PARTS), default=list(_PARTS), help="what to measure; a file keeps the rest"
+    )
     given = parser.parse_args(arguments)
+    measured = {_PARTS[part] for part in given.parts}
+    kept = json.loads(given.json.read_text()) if given.json and given.json.is_file() else []
     rows: list[Row] = []
     common = environment("scikit-learn")
 
@@ -144,20 +153,22 @@ def main(arguments: list[str] | None = None) -> int:
             rows.append({**row, **common})
             print("  ".join(_shown(row[column]).ljust(20) for column in columns), flush=True)
 
-    for threads in sorted({1, given.threads}):
+    for threads in sorted({1, given.threads}) if "speed" in given.parts else ():
         torch.set_num_threads(threads)
         add(speeds(given.pairs, threads), ("baseline", "threads", "baseline_pairs_per_second", "ratio_median"))
     shown = ("source", "bits", "num_points", "direction", "effort", "box", "relative_mse")
-    gaussian = torch.randn(512, 1024, generator=torch.Generator().manual_seed(1)) * 0.02
-    add(errors(gaussian, "gaussian"), shown)
-    if given.weights:
+    if "error" in given.parts:
+        gaussian = torch.randn(512, 1024, generator=torch.Generator().manual_seed(1)) * 0.02
+        add(errors(gaussian, "gaussian"), shown)
+    if "error" in given.parts and given.weights:
         from safetensors import safe_open
 
         path, name = given.weights
         with safe_open(path, "pt") as file:
             add(errors(file.get_tensor(name).float(), name), shown)
     if given.json:
-        write_json(given.json, rows)
+        rows += [row for row in kept if row["op"] not in measured]
+        write_json(given.json, sorted(rows, key=lambda row: row["op"] != _PARTS["speed"]))
     return 0
 
 
