@@ -33,11 +33,11 @@ __all__ = [
 MAX_POWER = 1 << 13
 """Longest Walsh-Hadamard transform of one program."""
 
-MAX_TILE = 1 << 14
-"""Numbers of a program, where the m rows of 2^a are padded for a matrix product: 64 KiB of shared memory."""
+MAX_TILE = 1 << 13
+"""Numbers of a program, where the m rows of 2^a are padded for a matrix product: 64 KiB of shared memory with what exact products need."""
 
 FEW = 8
-"""Rows up to this are mixed one by one in registers instead, as many as fill `2 * MAX_TILE` numbers."""
+"""Rows up to this are mixed one by one in registers instead, as many as fill `4 * MAX_TILE` numbers."""
 
 FINISH_TOKENS, FINISH_ROWS = 16, 128
 
@@ -211,7 +211,7 @@ def _finish(y, sums, units, scale, signs, out_scale, out, offset, inverse_deviat
 
 def fits(rows: int, power: int) -> bool:
     """Whether `rotate` can mix blocks of `rows * power` numbers in one launch."""
-    return power <= MAX_POWER and padded(rows) * power <= (2 * MAX_TILE if rows <= FEW else MAX_TILE)
+    return power <= MAX_POWER and padded(rows) * power <= (4 * MAX_TILE if rows <= FEW else MAX_TILE)
 
 
 def padded(rows: int) -> int:
@@ -251,10 +251,12 @@ def rotate(
     out = torch.empty(parts, tokens, columns, dtype=torch.float16, device=x.device)
     sums = torch.empty(tokens, blocks, dtype=torch.float32, device=x.device)
     units = torch.empty(tokens, dtype=torch.float32, device=x.device)
+    if counters is None:
+        counters = torch.empty(0, dtype=torch.int32, device=x.device)
     with on_device(x):
         _rotate[(tokens, blocks)](
-            x, signs, left, out, sums, units, units if counters is None else counters, tokens, features, columns,
-            0 if counters is None else len(counters), BLOCKS=blocks, ROWS=m, PADDED=width if m > FEW else 1,
+            x, signs, left, out, sums, units, counters, tokens, features, columns,
+            len(counters), BLOCKS=blocks, ROWS=m, PADDED=width if m > FEW else 1,
             POWER=right, ROOT=(m * right) ** 0.5, PARTS=parts, GROUPED=grouped, PRECISION=_precision(),
             num_warps=_warps(width * right), num_stages=1,
         )  # fmt: skip

@@ -40,7 +40,7 @@ def _rows(index, codes, scale, signs, out, offset, inverse_deviation, out_featur
     begin = tl.program_id(1) * ACROSS
     half = tile_rows(codes, (first // 16).to(tl.int32), tile_rows_total, begin, columns, columns, BITS, MULTIPLIER,
                      EXPLICIT, BLOCK // 16, ACROSS)  # fmt: skip
-    total = tl.sum((half.to(tl.float32) - offset) * share[:, None], 0)
+    total = tl.sum(((half - 1534.0).to(tl.float32) - offset) * share[:, None], 0)  # the first difference is exact
     column = begin * 16 + tl.arange(0, 16 * ACROSS)
     total = tl.where(exists, total, float("nan"))
     tl.store(out + number * columns * 16 + column, total, mask=column < columns * 16)
@@ -78,7 +78,7 @@ def rows(
     if len(index):
         with on_device(codes):
             _rows[(len(index), triton.cdiv(across, ACROSS))](
-                index, codes, scale, signs, out, offset + 1024, inverse_deviation, out_features, across, down,
+                index, codes, scale, signs, out, offset - 510, inverse_deviation, out_features, across, down,
                 BITS=bits, MULTIPLIER=multiplier, EXPLICIT=explicit_byte_sums(), BLOCK=block, ACROSS=ACROSS,
                 num_warps=4, num_stages=1,
             )  # fmt: skip

@@ -50,8 +50,9 @@ def test_first_call_compiled_into_graphs() -> None:
     step = torch.compile(model, mode="reduce-overhead")
     tokens = torch.arange(1, 9, device="cuda").unsqueeze(0)
     with torch.inference_mode():
-        for _ in range(4):
-            got = step(tokens, use_cache=False).logits.clone()
+        for _ in range(3):
+            step(tokens, use_cache=False)
+        got = step(tokens, use_cache=False).logits.clone()
         wanted = model(tokens, use_cache=False).logits
     assert torch.allclose(got.float(), wanted.float(), atol=0.05 * float(wanted.abs().max()))
 
