@@ -60,7 +60,7 @@ def _quality(rows: list[Row]) -> str:
     cells = [
         [
             f"**{row['method']} {row['bits']}**"
-            if row["method"] in ("shift", "fisher")
+            if row["method"] in ("shift", "fit", "fisher")
             else f"{row['method']} {row['bits']}",
             f"{row['bits_per_weight']:.2f}",
             f"{row['kl_mean']:.3f}",
@@ -70,9 +70,9 @@ def _quality(rows: list[Row]) -> str:
         for row in ordered
     ]
     names = (
-        "`shift` is this package without calibration, `fisher` with; `plain` is `shift` with LDLQ as published, on the "
-        "same text at the same effort; `nf4` is bitsandbytes (block 64, `dq`: scales quantized again); `rtn` is "
-        "round-to-nearest, asymmetric, groups of 64."
+        "`shift` is this package without calibration, `fit` with; `fisher` leaves out the fit of the scales, `plain` "
+        "is `shift` with LDLQ as published, on the same text at the same effort; `nf4` is bitsandbytes (block 64, "
+        "`dq`: scales quantized again); `rtn` is round-to-nearest, asymmetric, groups of 64."
     )
     return f"{intro}\n\n{_table(['method', 'bits per weight', 'KL', 'same top token', 'perplexity'], cells)}\n\n{names}"
 

@@ -33,7 +33,7 @@ __all__ = ["can_fit", "fit_scales_to_loss"]
 BATCH_TOKENS = 1024
 """Tokens to a step."""
 
-RATE = 2e-3
+RATE = 3e-3
 """First step of Adam, relative to a scale; the steps fall to zero along a line."""
 
 
