@@ -34,8 +34,8 @@ MAX_POWER = 1 << 13
 """Longest Walsh-Hadamard transform of one program."""
 
 MAX_TILE = 1 << 13
-"""Numbers of a program, where the m rows of 2^a are padded for a matrix product: 64 KiB of shared memory with what exact
-products need."""
+"""Numbers of a program, where the m rows of 2^a are padded for a matrix product: 64 KiB of shared memory with what
+exact products need."""
 
 FEW = 8
 """Rows up to this are mixed one by one in registers instead, as many as fill `4 * MAX_TILE` numbers."""
