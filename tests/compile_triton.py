@@ -20,9 +20,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hf_hyper import codec
-from hf_hyper._triton import rotation, shift_encode, shift_matmul, shift_rows, winding
+from hf_hyper._triton import experts, rotation, shift_encode, shift_matmul, shift_rows, winding
 from hf_hyper.config import HyperConfig
-from hf_hyper.kernels import cuda, cuda_winding
+from hf_hyper.kernels import cuda, cuda_experts, cuda_winding
 from hf_hyper.scheme import TensorScheme
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -33,6 +33,7 @@ KERNELS = {
     shift_matmul: ("_product", "_decode"),
     shift_encode: ("_advance", "_trace"),
     winding: ("_product", "_decode"),
+    experts: ("_product",),
 }
 TYPES = {
     torch.float32: "*fp32",
@@ -137,6 +138,14 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
         for tokens in (1, 64, 65):
             x = torch.zeros(tokens, 4096, dtype=dtype)
             yield f"winding, {tokens} tokens", lambda x=x, t=tensors, s=pairs: cuda_winding.matmul_winding(x, t, s)
+    for bits, rows in ((4, 8), (2, 8), (4, 1024)):
+        bank = TensorScheme("shift", bits, 768, 2048)
+        parts = {n: torch.empty(8, *s.shape, dtype=s.dtype) for n, s in codec.tensor_specs(bank).items()}
+        x, ids = torch.zeros(rows, 2048, dtype=bfloat), torch.arange(rows) % 8
+        yield (
+            f"experts, {bits} bits, {rows} rows",
+            lambda x=x, i=ids, t=parts, s=bank: cuda_experts.matmul_shift(x, i, t, s),
+        )
     targets, table = torch.zeros(2, 256, dtype=torch.int32), torch.zeros(65536, dtype=torch.int32)
     for bits in (1, 2, 4, 8):
         yield f"search, {bits} bits", lambda bits=bits: shift_encode.full_search(table, targets, bits, 32)
@@ -149,7 +158,7 @@ def main() -> None:
         for name in names:
             recorder = Recorder(getattr(module, name), lambda row: print(json.dumps({"case": case, **row}), flush=True))
             setattr(module, name, recorder)
-    shift_matmul.multiprocessors = winding.multiprocessors = lambda device: 132
+    shift_matmul.multiprocessors = winding.multiprocessors = experts.multiprocessors = lambda device: 132
     for case, launch in cases():  # noqa: B007
         launch()
 
