@@ -167,7 +167,7 @@ def finished(total, token, row, sums, units, scale, signs, out_scale, out, offse
     total = (total - (offset * tl.sum(bias, 1))[:, None]) * factor[None, :]
     total = tl.reshape(hadamard(tl.reshape(total, [TOKENS * ROWS // BLOCK, BLOCK]), TOKENS * ROWS // BLOCK, BLOCK),
                        [TOKENS, ROWS])  # fmt: skip
-    inside = row < out_features
+    inside = (row < out_features) & (row < rows)
     last = tl.load(signs + row, mask=inside, other=0).to(tl.float32)
     last *= tl.load(out_scale + row, mask=inside, other=0.0).to(tl.float32)
     total = total * unit[:, None] * last[None, :]
@@ -206,8 +206,7 @@ def _finish(y, sums, units, scale, signs, out_scale, out, offset, inverse_deviat
     column = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     total = partial_sum(y, token, column, parts, tokens, width, TOKENS, ROWS)
     finished(total, token, out_first + column, sums, units, scale, signs, out_scale, out, offset, inverse_deviation,
-             tokens, min(rows, out_first + width), min(out_features, out_first + width), pieces, BLOCK, TOKENS, ROWS,
-             PIECES)  # fmt: skip
+             tokens, min(rows, out_first + width), out_features, pieces, BLOCK, TOKENS, ROWS, PIECES)  # fmt: skip
 
 
 def fits(rows: int, power: int) -> bool:
