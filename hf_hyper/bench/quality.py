@@ -12,8 +12,8 @@ Use a model whose weights sit on no grid (`hf_hyper.bench.offgrid`): the grid of
 methods that resemble it.
 
 Methods are ours (`hf_hyper.bench.quality_methods`) and others' (`hf_hyper.bench.peers`). With `--resume` the rows that
-the JSON file has answer their question for good and others are added, so that methods can run one by one, each in the
-environment that has its package.
+the JSON file has answer their question, but for the methods named by `--anew`, and others are added: methods can run
+one by one, each in the environment that has its package.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from hf_hyper.pipeline.report import write_json
 __all__ = ["compare", "main", "run"]
 
 _QUESTION = (
-    *("method", "bits", "recipe", "effort", "group_size", "steps", "calibration_sha256"),
+    *("method", "bits", "recipe", "effort", "group_size", "iters", "calibration_sha256"),
     *("model_sha256", "text_sha256", "tokens", "seq_len"),
 )
 """Fields that say what a row measured; two rows that share them answer the same question."""
@@ -164,17 +164,19 @@ def compare(
             }
 
 
-def run(measure: Callable[..., Iterator[Row]], file: Path | None, resume: bool) -> list[Row]:
+def run(measure: Callable[..., Iterator[Row]], file: Path | None, resume: bool, anew: Sequence[str] = ()) -> list[Row]:
     """All rows of a comparison, written to a file one after the other.
 
     Args:
         measure: Gives rows, those in its argument `known` left out.
         file: JSON; None for none.
         resume: Begin with the rows that the file has, instead of writing it anew.
+        anew: Methods whose rows are dropped from it even so.
     """
     rows: list[Row] = []
     if resume and file is not None and file.exists():
-        rows = [row for row in json.loads(file.read_text(encoding="utf-8")) if "skipped" not in row]
+        found = json.loads(file.read_text(encoding="utf-8"))
+        rows = [row for row in found if "skipped" not in row and row["method"] not in anew]
     for row in measure(known=tuple(rows)):
         rows.append(row)
         if file is not None:
@@ -197,6 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--resume", action="store_true", help="keep the rows that the file has, and measure the others")
+    parser.add_argument("--anew", nargs="+", choices=METHODS, default=[], help="methods whose rows are not kept")
     parser.add_argument("--plot", type=Path, help="file for a picture of KL against bits, .png")
     parser.add_argument("--bits", type=float, nargs="+", default=[4, 3], help="rates; peers take whole ones (4 3)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["shift", "nf4", "nf4-dq", "rtn"])
@@ -227,6 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
             ),
             options.json,
             options.resume,
+            options.anew,
         )
         if options.plot:
             draw(rows, options.plot)

@@ -16,12 +16,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_hyper import HyperConfig
 from hf_hyper.bench.peers import PEERS, Decoded, Task
+from hf_hyper.config import ROUNDINGS
 from hf_hyper.errors import ConfigError, HyperError
 from hf_hyper.nn import HyperLinear
 
 __all__ = ["CALIBRATED", "METHODS", "OURS", "decoder_linears", "ours", "plan"]
 
-CALIBRATED = ("fit", "fisher", "ldlq", "plain")
+CALIBRATED = ROUNDINGS
 """Methods of this package that see text, by the name of their rounding."""
 
 OURS = ("shift", "winding", *CALIBRATED)

@@ -9,11 +9,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hf_hyper.bench.markdown import table
+from hf_hyper.bench.readme_quality import domains, embeddings, quality
 from hf_hyper.encoders import EFFORTS
 
 __all__ = ["efforts", "section"]
 
 RESULTS = Path(__file__).parent / "results"
+
+_OPTIONAL = {"quality_domains": domains, "embeddings": embeddings}
+"""Results that may not have been measured."""
 
 Row = dict[str, Any]
 
@@ -23,7 +28,8 @@ def section() -> str:
     return "\n\n".join(
         [
             "## Measured",
-            _quality(_read("quality") + _read("quality_calibrated")),
+            quality(_read("quality"), _picture()),
+            *(tell(_read(name)) for name, tell in _OPTIONAL.items() if (RESULTS / f"{name}.json").exists()),
             _encoder(_read("shift_mse")),
             *([efforts(_read("encode"))] if (RESULTS / "encode.json").exists() else []),
             _winding(_read("winding")),
@@ -35,46 +41,8 @@ def _read(name: str) -> list[Row]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _quality(rows: list[Row]) -> str:
-    first = rows[0]
-    intro = (
-        f"**Quality.** SmolLM2-135M, weights taken off their quantization grid, decoder linears only, "
-        f"{first['tokens']} tokens of WikiText-2 validation in windows of {first['seq_len']}, float32; perplexity of "
-        f"the original {first['ref_ppl']:.2f}. KL is to the original, in nats a token.\n\n"
-        "    python -m hf_hyper.bench.offgrid twin\n"
-        "    python -m hf_hyper.bench.quality --model twin --text wiki.valid.raw --json quality.json"
-    )
-    if calibrated := [row for row in rows if "rounding" in row]:
-        methods = " ".join(dict.fromkeys(row["rounding"] for row in calibrated))
-        intro += (
-            f"\n    python -m hf_hyper.bench.quality --model twin --text wiki.valid.raw --methods {methods} "
-            f"--effort {calibrated[0]['effort']} --calibration {calibrated[0]['calibration']} "
-            "--json quality_calibrated.json"
-        )
-    ordered = sorted(rows, key=lambda row: (-round(row["bits_per_weight"]), row["kl_mean"]))
-    cells = [
-        [
-            f"**{row['method']} {row['bits']}**"
-            if row["method"] in ("shift", "fit", "fisher")
-            else f"{row['method']} {row['bits']}",
-            f"{row['bits_per_weight']:.2f}",
-            f"{row['kl_mean']:.3f}",
-            f"{row['top1']:.1%}",
-            f"{row['ppl']:.2f}",
-        ]
-        for row in ordered
-    ]
-    names = (
-        "`shift` is this package without calibration, `fit` with; `fisher` leaves out the fit of the scales, `plain` "
-        "is `shift` with LDLQ as published, on the same text at the same effort; `nf4` is bitsandbytes (block 64, "
-        "`dq`: scales quantized again); `rtn` is round-to-nearest, asymmetric, groups of 64."
-    )
-    return f"{intro}\n\n{_table(['method', 'bits per weight', 'KL', 'same top token', 'perplexity'], cells)}\n\n{names}"
+def _picture() -> str | None:
+    return "hf_hyper/bench/results/quality.png" if (RESULTS / "quality.png").exists() else None
 
 
 def _encoder(rows: list[Row]) -> str:
@@ -95,7 +63,7 @@ def _encoder(rows: list[Row]) -> str:
         ]
         for bits, row in sorted(full.items())
     ]
-    return f"{intro}\n\n{_table(['bits', 'error', 'bound', 'speed'], cells)}"
+    return f"{intro}\n\n{table(['bits', 'error', 'bound', 'speed'], cells)}"
 
 
 def efforts(rows: list[Row]) -> str:
@@ -113,7 +81,7 @@ def efforts(rows: list[Row]) -> str:
         f"({first['device']}).\n\n    python -m hf_hyper.bench.encode --json encode.json"
     )
     cells = [[str(bits), *(_point(by_kernel[f"shift {effort} {bits}"]) for effort in EFFORTS)] for bits in rates]
-    return f"{intro}\n\n{_table(['bits', *(f'`{effort}`' for effort in EFFORTS)], cells)}"
+    return f"{intro}\n\n{table(['bits', *(f'`{effort}`' for effort in EFFORTS)], cells)}"
 
 
 def _point(row: Row) -> str:

@@ -61,6 +61,8 @@ def test_rows_that_are_there_are_kept(stories, tmp_path, monkeypatch):
     assert (added["bits"], added["model_sha256"]) == (3, first["model_sha256"])
     assert quality.main([*arguments, "--seq-len", "32", "--bits", "4", "--resume"]) == 0
     assert [row["seq_len"] for row in json.loads(report.read_text())] == [64, 64, 32]
+    assert quality.main([*arguments, "--seq-len", "64", "--bits", "4", "--resume", "--anew", "rtn"]) == 0
+    assert [row["commit"] for row in json.loads(report.read_text())] == [first["commit"]]
     assert quality.main([*arguments, "--seq-len", "64", "--bits", "3"]) == 0
     assert [row["bits"] for row in json.loads(report.read_text())] == [3]
 

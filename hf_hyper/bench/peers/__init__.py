@@ -9,14 +9,15 @@ peer gets a `Task` and gives back every layer decoded, with the bits that it sto
 | `nf4`, `nf4-dq` | bitsandbytes, blocks of 64, scales in float32 or quantized again (`dq`) | 4.5, 4.13 | no |
 | `hqq` | HQQ, groups of 64, asymmetric, float16 scales and zero points | b + 32 / 64 | no |
 | `gptq` | GPTQModel, symmetric, groups of 64 | b + (16 + b) / 64 | yes |
-| `autoround` | AutoRound, symmetric, groups of 64, 200 steps | b + (16 + b) / 64 | yes |
+| `autoround` | AutoRound, symmetric, groups of 64, its default of 200 steps a block | b + (16 + b) / 64 | yes |
+| `autoround-light` | the same with its recipe of 50 steps | b + (16 + b) / 64 | yes |
 | `gguf` | llama.cpp's recipes with an importance matrix | measured | yes |
 | `gguf-wrap` | the same, with blocks that run over the ends of rows: see `llama_recipes` | measured | yes |
 """
 
 from functools import partial
 
-from hf_hyper.bench.peers.autoround import STEPS, autoround
+from hf_hyper.bench.peers.autoround import DEFAULT, LIGHT, autoround
 from hf_hyper.bench.peers.base import GROUP_SIZE, Decoded, Peer, Task
 from hf_hyper.bench.peers.gptq import gptq
 from hf_hyper.bench.peers.llama_recipes import RECIPES, llama_recipe
@@ -32,7 +33,10 @@ PEERS = {
     "nf4-dq": Peer(partial(nf4, nested=True), ("4",), "bitsandbytes", ("bitsandbytes",), options=_GROUPS),
     "hqq": Peer(hqq, tuple("23458"), "hqq", ("hqq",), options=_GROUPS),
     "gptq": Peer(gptq, tuple("2348"), "gptqmodel", ("gptqmodel",), True, _GROUPS),
-    "autoround": Peer(autoround, tuple("2348"), "auto_round", ("auto-round",), True, {**_GROUPS, "steps": STEPS}),
+    "autoround": Peer(autoround, tuple("2348"), "auto_round", ("auto-round",), True, {**_GROUPS, **DEFAULT}),
+    "autoround-light": Peer(
+        partial(autoround, recipe=LIGHT), tuple("2348"), "auto_round", ("auto-round",), True, {**_GROUPS, **LIGHT}
+    ),
     "gguf": Peer(llama_recipe, RECIPES, "llama_cpp", ("llama-cpp-python", "gguf"), True),
     "gguf-wrap": Peer(partial(llama_recipe, wrap=True), RECIPES, "llama_cpp", ("llama-cpp-python", "gguf"), True),
 }

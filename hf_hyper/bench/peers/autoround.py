@@ -1,25 +1,33 @@
-"""AutoRound (PyPI `auto-round`): symmetric, groups of 64, its default of 200 steps a block."""
+"""AutoRound (PyPI `auto-round`): symmetric, groups of 64, by default or by its recipe `light`."""
 
 from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer
 
 from hf_hyper.bench.peers.base import GROUP_SIZE, Decoded, Task
 from hf_hyper.bench.peers.gptq_folder import read_gptq_folder
 
-__all__ = ["STEPS", "autoround"]
+__all__ = ["DEFAULT", "LIGHT", "autoround"]
 
-STEPS = 200
+DEFAULT = {"iters": 200}
+LIGHT = {"iters": 50, "lr": 5e-3}
 _BATCH = 8
 
 
-def autoround(task: Task, bits: str) -> Iterator[Decoded]:
-    """Every layer under AutoRound, calibrated on the windows of the task, its default batch of 8."""
+def autoround(task: Task, bits: str, recipe: Mapping[str, Any] = DEFAULT) -> Iterator[Decoded]:
+    """Every layer under AutoRound, calibrated on the windows of the task, its default batch of 8.
+
+    Args:
+        task: The model.
+        bits: Code bits.
+        recipe: `DEFAULT` or `LIGHT`, as AutoRound has them; windows take the place of their sequences.
+    """
     from auto_round import AutoRound  # pyright: ignore[reportMissingImports]
 
     windows = task.windows
@@ -33,7 +41,7 @@ def autoround(task: Task, bits: str) -> Iterator[Decoded]:
         nsamples=len(windows),
         seqlen=windows.shape[1],
         batch_size=_BATCH,
-        iters=STEPS,
+        **recipe,
         device_map=str(task.model.device),
     )
     with tempfile.TemporaryDirectory() as folder:

