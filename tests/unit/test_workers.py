@@ -53,7 +53,7 @@ def test_an_error_arrives_and_the_threads_are_restored() -> None:
 def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(8, 48, 3), nn.Conv2d(48, 48, 3, groups=48), nn.Linear(1024, 96), nn.Linear(96, 300), nn.Linear(80, 80)
+        nn.Conv2d(8, 48, 3), nn.Conv2d(48, 48, 3, groups=48), nn.Linear(512, 96), nn.Linear(96, 200), nn.Linear(80, 80)
     )
 
 
@@ -61,7 +61,7 @@ OPTIONS = [
     {"bits": 4},
     {"bits": 3.5, "effort": "best"},
     {"bits": 6.4, "hyperfunction": "winding", "effort": "best"},
-    {"bits": 5, "hyperfunction": "winding", "winding": {"dimension": 3, "incoherence": True}},
+    {"bits": 3, "hyperfunction": "winding", "winding": {"dimension": 3, "incoherence": True}},
 ]
 
 
