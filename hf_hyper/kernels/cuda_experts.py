@@ -25,8 +25,9 @@ def matmul_shift(x: Tensor, ids: Tensor, tensors: Mapping[str, Tensor], scheme: 
     if len(x) == 0:
         return x.new_empty(0, scheme.out_features)
     plan, out_scale = _plan(scheme, x.device), tensors["out_scale"]
-    rotated, sums, units = rotation.rotate(x.contiguous(), plan.signs_in, plan.left, plan.right)
-    parts = len(rotated)
+    parts = 2 if x.dtype == torch.float32 else 1
+    rows = x.contiguous() if plan.outer is None else plan.outer.rotated(x)
+    rotated, sums, units = rotation.rotate(rows, plan.signs_in, plan.left, plan.right, parts=parts)
     y = experts.products(
         rotated.flatten(0, 1),
         ids.repeat(parts),

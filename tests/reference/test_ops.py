@@ -54,6 +54,8 @@ def test_opcheck(hyperfunction: str, rows: int, columns: int, device: torch.devi
     x = torch.randn(3, columns, device=device, requires_grad=True)
     torch.library.opcheck(torch.ops.hf_hyper.matmul.default, (x, tensors, scheme.key))
     torch.library.opcheck(torch.ops.hf_hyper.decode.default, (tensors, scheme.key, torch.float32))
+    index = torch.tensor([[0, rows - 1]], device=device)
+    torch.library.opcheck(torch.ops.hf_hyper.embedding.default, (index, tensors, scheme.key, torch.float32))
 
 
 def test_gradient_reaches_the_input(device: torch.device) -> None:
