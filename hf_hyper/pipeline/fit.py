@@ -45,7 +45,7 @@ def fit_scales_to_loss(
 
     Args:
         model: Compressed, in evaluation mode, without parameters that learn.
-        layers: Compressed linear layers of it that `can_fit`.
+        layers: Compressed linear layers of it that `can_fit`; with none there is nothing to do.
         windows: `[n, length]` token ids.
         wanted: Hidden states of the original model after its last layer, `[n, length, hidden]`.
         passes: Passes over the text.
@@ -55,6 +55,8 @@ def fit_scales_to_loss(
         Divergence in nats a token before every step; half the squared error of the last hidden states for a model
         without a vocabulary.
     """
+    if not layers:
+        return []
     size = max(1, min(BATCH_TOKENS // windows.shape[1], len(windows)))
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[: len(windows) // size * size]
     stack, wanted = Stack(model, windows[order.to(windows.device)], size), wanted[order.to(wanted.device)]
