@@ -60,8 +60,8 @@ def net() -> nn.Sequential:
 OPTIONS = [
     {"bits": 4},
     {"bits": 3.5, "effort": "best"},
-    {"bits": 6.4, "hyperfunction": "winding", "effort": "best"},
-    {"bits": 3, "hyperfunction": "winding", "winding": {"dimension": 3, "incoherence": True}},
+    {"bits": 5.3, "hyperfunction": "winding", "effort": "fast"},
+    {"bits": 3, "hyperfunction": "winding", "winding": {"dimension": 3, "incoherence": True}, "effort": "fast"},
 ]
 
 
