@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hf_hyper._triton.library import on_device
+from hf_hyper._triton.library import interpreted, on_device
 
 __all__ = ["full_search"]
 
@@ -62,7 +62,8 @@ def _cheapest(before, table, target, first, after, BITS: tl.constexpr, HEADS: tl
 
 
 @triton.jit(do_not_specialize=["first", "steps", "kept"])
-def _advance(targets, table, seams, choices, first, steps, kept, BITS: tl.constexpr, CLOSED: tl.constexpr):
+def _advance(targets, table, seams, choices, first, steps, kept, BITS: tl.constexpr, CLOSED: tl.constexpr,
+             PARTS: tl.constexpr):  # fmt: skip
     """Costs along `steps` weights from weight `first` on, and the choices of the last `kept`.
 
     targets [tiles, 256] int32, table [65536] int16, choices [tiles, kept, classes] uint8. With CLOSED the path starts
@@ -81,16 +82,13 @@ def _advance(targets, table, seams, choices, first, steps, kept, BITS: tl.conste
         costs = tl.zeros([CLASSES], tl.int32)
     for t in range(steps):
         target = tl.load(targets + tile * 256 + ((first + t) & 255))
-        parts = _halved((((tl.reshape(costs, [HEADS, HIGH]) << 8) | head),), HEADS, HIGH)
-        if HEADS >= 4:
-            parts = _halved(parts, HEADS // 2, HIGH)
-        if HEADS >= 8:
-            parts = _halved(parts, HEADS // 4, HIGH)
-        if HEADS >= 16:
-            parts = _halved(parts, HEADS // 8, HIGH)
-        best = _cheapest(parts[0], table, target, 0, after, BITS, HEADS // len(parts))
-        for i in tl.static_range(1, len(parts)):
-            some = _cheapest(parts[i], table, target, i * (HEADS // len(parts)), after, BITS, HEADS // len(parts))
+        parts = (((tl.reshape(costs, [HEADS, HIGH]) << 8) | head),)
+        for halving in tl.static_range(4):
+            if PARTS >> (halving + 1) > 0:
+                parts = _halved(parts, HEADS >> halving, HIGH)
+        best = _cheapest(parts[0], table, target, 0, after, BITS, HEADS // PARTS)
+        for i in tl.static_range(1, PARTS):
+            some = _cheapest(parts[i], table, target, i * (HEADS // PARTS), after, BITS, HEADS // PARTS)
             best = tl.minimum(best, some)
         if t >= steps - kept:
             place = choices + (tile * kept + (t - steps + kept)) * CLASSES + after
@@ -133,6 +131,7 @@ def full_search(table: Tensor, targets: Tensor, bits: int, seam_weights: int) ->
         `[n, 256]` int64 in `[0, 2**bits)`.
     """
     classes = 1 << (16 - bits)
+    parts = 2 if interpreted() else min(1 << bits, 16)  # the interpreter is as slow for small blocks as for large ones
     together = max(1, SCRATCH_BYTES // (TILE_WEIGHTS * classes))
     narrow = table.to(torch.int16)
     symbols = torch.empty(len(targets), TILE_WEIGHTS, dtype=torch.uint8, device=targets.device)
@@ -148,8 +147,8 @@ def full_search(table: Tensor, targets: Tensor, bits: int, seam_weights: int) ->
                 (True, 0, TILE_WEIGHTS, TILE_WEIGHTS),
             ):
                 _advance[(tiles,)](
-                    part, narrow, seams, choices, first, steps, kept, BITS=bits, CLOSED=closed, num_warps=16,
-                    num_stages=1,
+                    part, narrow, seams, choices, first, steps, kept, BITS=bits, CLOSED=closed,
+                    PARTS=parts, num_warps=16, num_stages=1,
                 )  # fmt: skip
                 _trace[(lanes,)](
                     choices, seams, found, tiles, kept, BITS=bits, CLOSED=closed, TOGETHER=TRACED_TOGETHER,
