@@ -160,7 +160,8 @@ def _compress_stack(job: _Job, windows: Tensor, seed: int) -> None:
             job.compress_all(layer_backward(stack, index, states[index], modules, gradients))
         if job.rounding == "fit":
             layers = [layer for _, layer in hyper_modules(job.model) if can_fit(layer)]
-            fit_scales_to_loss(job.model, layers, windows, states[-1], FIT_PASSES[job.effort], seed)
+            if layers:
+                fit_scales_to_loss(job.model, layers, windows, states[-1], FIT_PASSES[job.effort], seed)
 
 
 def _modules(stack: Stack, index: int, plans: Mapping[str, Plan]) -> dict[str, nn.Module]:

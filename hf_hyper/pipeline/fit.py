@@ -10,6 +10,8 @@ For a layer y = diag(o) R^T diag(s) V x with the gradient g at y, both gradients
     dL / d log o_i = sum over tokens of g_i y_i
     dL / d log s_j = sum over tokens of (R diag(o) g)_j (R diag(1/o) y)_j
 
+A bank of experts has these scales for each expert, and sums over the tokens that were sent to it.
+
 Layers run one after the other forward, then back, each once more with gradients: memory holds the hidden states of one
 batch after every layer, and the activations of one batch in one layer.
 """
@@ -24,7 +26,7 @@ from transformers.utils import logging
 
 from hf_hyper import codec
 from hf_hyper.encoders.shift import stored_scale
-from hf_hyper.nn import HyperLinear
+from hf_hyper.nn import HyperExpertBank, HyperLinear
 from hf_hyper.pipeline.stack import Stack
 from hf_hyper.rotation.incoherence import rotate_output
 
@@ -37,15 +39,19 @@ RATE = 3e-3
 """First step of Adam, relative to a scale; the steps fall to zero along a line."""
 
 
+Fitted = HyperLinear | HyperExpertBank
+"""Layers whose scales can be fitted."""
+
+
 @torch.no_grad()
 def fit_scales_to_loss(
-    model: nn.Module, layers: Sequence[HyperLinear], windows: Tensor, wanted: Tensor, passes: float, seed: int
+    model: nn.Module, layers: Sequence[Fitted], windows: Tensor, wanted: Tensor, passes: float, seed: int
 ) -> list[float]:
     """Move row scales down the gradient of the divergence from the original model, in place.
 
     Args:
         model: Compressed, in evaluation mode, without parameters that learn.
-        layers: Compressed linear layers of it that `can_fit`; with none there is nothing to do.
+        layers: Compressed layers of it that `can_fit`, at least one.
         windows: `[n, length]` token ids.
         wanted: Hidden states of the original model after its last layer, `[n, length, hidden]`.
         passes: Passes over the text.
@@ -55,8 +61,6 @@ def fit_scales_to_loss(
         Divergence in nats a token before every step; half the squared error of the last hidden states for a model
         without a vocabulary.
     """
-    if not layers:
-        return []
     size = max(1, min(BATCH_TOKENS // windows.shape[1], len(windows)))
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[: len(windows) // size * size]
     stack, wanted = Stack(model, windows[order.to(windows.device)], size), wanted[order.to(wanted.device)]
@@ -76,15 +80,19 @@ def fit_scales_to_loss(
     return losses
 
 
-def can_fit(layer: nn.Module) -> TypeGuard[HyperLinear]:
-    """Whether a layer's scales can be fitted: a linear layer whose matrix is stored as it is, with rotations."""
-    return isinstance(layer, HyperLinear) and layer.layout.plain and layer.scheme.incoherence
+def can_fit(layer: nn.Module) -> TypeGuard[Fitted]:
+    """Whether a layer's scales can be fitted: linear layers whose matrix is stored as it is, and banks of experts, with
+    rotations.
+    """
+    if not isinstance(layer, Fitted):
+        return False
+    return layer.scheme.incoherence and (layer.layout.plain or layer.layout.experts is not None)
 
 
 class _Scales:
     """The scales of one layer: logarithms that move, and the stored tensors that follow."""
 
-    def __init__(self, layer: HyperLinear) -> None:
+    def __init__(self, layer: Fitted) -> None:
         self.layer = layer
         scale, out_scale = layer.get_parameter("scale"), layer.get_parameter(codec.OUT_SCALE)
         self.start = scale.detach().float(), out_scale.detach().float()
@@ -103,19 +111,24 @@ class _Scales:
         for log in self.logs:
             log.grad = None
 
-    def _attach(self, layer: HyperLinear, _: tuple[Tensor, ...], output: Tensor) -> None:
+    def _attach(self, layer: Fitted, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         if output.requires_grad:
-            plain = output.detach() if layer.bias is None else output.detach() - layer.bias.detach()
-            output.register_hook(functools.partial(self._gather, plain))
+            bias = layer.bias if isinstance(layer, HyperLinear) else None
+            plain = output.detach() if bias is None else output.detach() - bias.detach()
+            output.register_hook(functools.partial(self._gather, plain, *arguments[1:]))
 
-    def _gather(self, output: Tensor, gradient: Tensor) -> None:
+    def _gather(self, output: Tensor, *rest: Tensor) -> None:
+        """Add the gradients of one batch: from its outputs, the experts of a bank's rows, and the outputs' gradient."""
+        *ids, gradient = rest
         output, gradient = (rows.reshape(-1, rows.shape[-1]).float() for rows in (output, gradient))
         own = self.layer.get_parameter(codec.OUT_SCALE).float()
+        own = own[ids[0]] if ids else own
         unit = torch.where(own != 0, output / own, 0.0)
         scheme = self.layer.scheme
-        found = (rotate_output(gradient * own, scheme) * rotate_output(unit, scheme)).sum(0), (gradient * output).sum(0)
+        found = rotate_output(gradient * own, scheme) * rotate_output(unit, scheme), gradient * output
         for log, part in zip(self.logs, found, strict=True):
-            log.grad = part if log.grad is None else log.grad + part
+            total = torch.zeros_like(log).index_add(0, ids[0], part) if ids else part.sum(0)
+            log.grad = total if log.grad is None else log.grad + total
 
 
 def _backward(stack: Stack, scales: list[_Scales], states: Tensor, wanted: Tensor) -> float:
