@@ -58,6 +58,10 @@ logger = logging.get_logger(__name__)
 SENTINEL_TEXT = b"Compressed with hf-hyper. To load: pip install hf-hyper, then import hf_hyper first."
 
 
+LARGE = 0.02
+"""Share of a model's weights in modules of one class from which it is said that they stay as they are."""
+
+
 class HyperHfQuantizer(HfQuantizer):
     """Compresses while loading, loads compressed folders, saves them with the sentinel.
 
@@ -141,6 +145,7 @@ class HyperHfQuantizer(HfQuantizer):
         kept = {name: plan.layout.num_weights for name, plan in self.plans.items() if plan is not None}
         for name, bits in rates_between(config, kept).items():
             self.plans[name] = choices[name](bits=bits)
+        _say_what_stays(model, skipped)
         if all(plan is None for plan in self.plans.values()):
             raise ConfigError(
                 f"no layer of {type(model).__name__} is left to compress: modules_to_not_convert excludes "
@@ -414,6 +419,19 @@ def _check_loaded(name: str, parameter: Tensor, spec: TensorSpec) -> None:
             f"{name} has shape {tuple(parameter.shape)} and dtype {parameter.dtype}, wanted {spec.shape} and "
             f"{spec.dtype} for the scheme in config.json; the folder is damaged: fetch the model again"
         )
+
+
+def _say_what_stays(model: PreTrainedModel, skipped: list[str]) -> None:
+    """Warn of large weights in classes that cannot be compressed, such as experts fused in a way of their own."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    left: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if weight_shape(module) is None and should_convert_module(name, skipped):
+            own = sum(p.numel() for p in module.parameters(recurse=False) if p.ndim > 1)
+            left[type(module).__name__] = left.get(type(module).__name__, 0) + own
+    for kind, weights in left.items():
+        if weights > LARGE * total:
+            logger.warning(f"{kind} stays as it is: {weights / total:.0%} of the weights are in a class of its own.")
 
 
 def _wanted(model: PreTrainedModel, name: str, skipped: list[str]) -> bool:

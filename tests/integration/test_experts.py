@@ -19,6 +19,8 @@ from transformers import (
     DeepseekV3ForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
+    JetMoeConfig,
+    JetMoeForCausalLM,
     Llama4ForCausalLM,
     Llama4TextConfig,
     MixtralConfig,
@@ -32,6 +34,7 @@ from transformers import (
 from upcycled import upcycled
 
 import hf_hyper
+from hf_hyper import quantizer
 from hf_hyper.cli import main
 from hf_hyper.errors import ConfigError, FormatError
 from hf_hyper.eval import evaluate_model
@@ -307,3 +310,12 @@ def test_calibration_lowers_the_damage(stories: Path) -> None:
         assert all(error is None or 0 < error < 0.1 for error in errors)
         assert (calibration is None) == all(error is None for error in errors)
     assert damage["self"] < 0.75 * damage[None]
+
+
+def test_experts_that_cannot_be_compressed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"num_key_value_heads": 2, "kv_channels": 16, "intermediate_size": 96, "num_local_experts": 4}
+    model = JetMoeForCausalLM(JetMoeConfig(**{**SIZES, **sizes}))
+    said: list[str] = []
+    monkeypatch.setattr(quantizer.logger, "warning", said.append)
+    hf_hyper.compress_model(model, hf_hyper.HyperConfig(effort="fast"))
+    assert [text.partition(":")[0] for text in said] == ["JetMoeParallelExperts stays as it is"]
