@@ -17,6 +17,7 @@ batch after every layer, and the activations of one batch in one layer.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import TypeGuard
 
@@ -26,6 +27,7 @@ from transformers.utils import logging
 
 from hf_hyper import codec
 from hf_hyper.encoders.shift import stored_scale
+from hf_hyper.errors import ShapeError
 from hf_hyper.nn import HyperExpertBank, HyperLinear
 from hf_hyper.pipeline.stack import Stack
 from hf_hyper.rotation.incoherence import rotate_output
@@ -60,6 +62,9 @@ def fit_scales_to_loss(
     Returns:
         Divergence in nats a token before every step; half the squared error of the last hidden states for a model
         without a vocabulary.
+
+    Raises:
+        ShapeError: The divergence is NaN or infinite; the layers keep the scales of the step before.
     """
     size = max(1, min(BATCH_TOKENS // windows.shape[1], len(windows)))
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[: len(windows) // size * size]
@@ -73,6 +78,11 @@ def fit_scales_to_loss(
     for step in logging.tqdm(range(steps), desc="Fitting scales", unit="step"):
         place = slice(step % batches * size, (step % batches + 1) * size)
         losses.append(_backward(stack, scales, stack.entries[place], wanted[place]))
+        if not math.isfinite(losses[-1]):
+            raise ShapeError(
+                f"the divergence from the original model is {losses[-1]} in step {step + 1} of {steps} of the fit; "
+                "load the model in float32 or bfloat16, or leave the fit out with rounding='fisher'"
+            )
         adam.step()
         schedule.step()
         for each in scales:

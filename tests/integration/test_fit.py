@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 import hf_hyper
+from hf_hyper.errors import ShapeError
 from hf_hyper.nn import HyperLinear
 from hf_hyper.nn.replace import hyper_modules
 from hf_hyper.pipeline import fit
@@ -100,3 +101,13 @@ def test_rows_of_zeros_stay_zero() -> None:
     fit.fit_scales_to_loss(model, [layer], ids, wanted, 1, seed=0)
     assert layer.dequantize()[5].abs().max() == 0
     assert layer.out_scale.isfinite().all()
+
+
+def test_a_divergence_that_is_no_number_ends_the_fit() -> None:
+    ids = torch.randint(60, (4, 16), generator=torch.Generator().manual_seed(4))
+    model, layers, wanted = compressed("gpt2", ids)
+    before = [layer.scale.clone() for layer in layers]
+    wanted[2, 3] = torch.nan
+    with pytest.raises(ShapeError, match=r"divergence .* is nan in step 1 of 1 .* rounding='fisher'"):
+        fit.fit_scales_to_loss(model, layers, ids, wanted, 1, seed=0)
+    assert all(torch.equal(layer.scale, scale) for layer, scale in zip(layers, before, strict=True))
