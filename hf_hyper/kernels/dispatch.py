@@ -13,7 +13,7 @@ from hf_hyper.kernels import cpu, cpu_winding, cuda, cuda_experts, cuda_winding,
 from hf_hyper.kernels.experts import by_expert
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["explain", "select"]
+__all__ = ["explain", "has_fast_bfloat16", "select"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,13 @@ _REFERENCE: dict[str, Callable[..., Tensor]] = {
     "matmul_experts": reference.matmul_experts,
     "embedding": reference.embedding,
 }
+
+
+def has_fast_bfloat16(device: str) -> bool:
+    """Whether products in bfloat16 are faster than in float32 on a kind of device."""
+    if device == "cpu":
+        return _native.load() is not None and _native.dense_tokens() > 0
+    return device == "cuda"
 
 
 @functools.cache

@@ -8,7 +8,7 @@
 `tensors` are those of `codec.tensor_specs(scheme)` in its order, for `matmul_experts` with a dimension of experts in
 front; `scheme` is `TensorScheme.key`. Registering them with torch.library lets `torch.compile` see one opaque call with
 known shapes. Products are differentiable with respect to `x`; the backward pass decodes the weight again instead of
-keeping it.
+keeping it. Under `torch.autocast` activations are cast as those of `nn.Linear` are; stored tensors are not.
 
 A model calls `matmul` hundreds of times a token, so it is registered kernel by kernel: `torch.library.custom_op` and
 `register_autograd` take 20 microseconds a call, this takes 7.
@@ -202,9 +202,10 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        # In float32: a weight may not fit float16 although its products with small activations do.
-        weight = decode(list(ctx.saved_tensors), ctx.scheme, torch.float32)
-        return (grads[0].float() @ weight).to(ctx.dtype), None, None
+        # Not in float16: a weight may not fit it although its products with small activations do.
+        dtype = torch.float32 if ctx.dtype == torch.float16 else ctx.dtype
+        weight = decode(list(ctx.saved_tensors), ctx.scheme, dtype)
+        return (grads[0].to(dtype) @ weight).to(ctx.dtype), None, None
 
 
 class _ExpertsProduct(torch.autograd.Function):
@@ -235,6 +236,30 @@ def _differentiable_matmul_experts(x: Tensor, ids: Tensor, tensors: list[Tensor]
         return _matmul_experts(x, ids, tensors, scheme)
 
 
+def _cast(x: Tensor) -> Tensor:
+    """Activations in the dtype of the autocast region they are in."""
+    return x.to(torch.get_autocast_dtype(x.device.type)) if x.dtype in _DTYPES else x
+
+
+def _autocast_matmul(x: Tensor, tensors: list[Tensor], scheme: str) -> Tensor:
+    with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+        return _matmul(_cast(x), tensors, scheme)
+
+
+def _autocast_matmul_experts(x: Tensor, ids: Tensor, tensors: list[Tensor], scheme: str) -> Tensor:
+    with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+        return _matmul_experts(_cast(x), ids, tensors, scheme)
+
+
+def _key_set(name: str) -> Any:
+    return torch._C.DispatchKeySet(torch._C._dispatch_key_parse(name))
+
+
+_AUTOCAST = ("AutocastCPU", "AutocastCUDA")
+_AUTOCAST_KEYS = _key_set(_AUTOCAST[0]) | _key_set(_AUTOCAST[1])
+for _key in _AUTOCAST:
+    _library.impl("matmul", _autocast_matmul, _key)
+    _library.impl("matmul_experts", _autocast_matmul_experts, _key)
 _library.impl("decode", _run_decode, "CompositeExplicitAutograd")
 _library.impl("embedding", _run_embedding, "CompositeExplicitAutograd")
 _library.impl("matmul", _run_matmul, "CompositeExplicitAutograd")

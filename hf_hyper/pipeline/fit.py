@@ -152,11 +152,7 @@ def _backward(stack: Stack, scales: list[_Scales], states: Tensor, wanted: Tenso
     handles = [each.watch() for each in scales]
     try:
         for index in range(len(stack) - 1, -1, -1):
-            with torch.enable_grad():
-                leaf = before.pop().detach().requires_grad_(True)
-                stack.run(index, leaf).backward(gradient)
-            assert leaf.grad is not None
-            gradient = leaf.grad
+            gradient = stack.backward(index, before.pop(), gradient)
     finally:
         for handle in handles:
             handle.remove()

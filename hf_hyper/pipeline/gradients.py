@@ -101,7 +101,7 @@ def layer_forward(
     return watch.knowledge()
 
 
-@torch.enable_grad()
+@torch.no_grad()
 def layer_backward(
     stack: Stack, index: int, states: Tensor, modules: Mapping[str, nn.Module], gradients: Tensor
 ) -> dict[str, Knowledge | ExpertKnowledge]:
@@ -121,11 +121,8 @@ def layer_backward(
     watch = _Watch(modules)
     for place, batch in stack.batches(states):
         watch.half = int(place.start >= len(states) // 2)
-        leaf = batch.clone().requires_grad_(True)
         with watch.backward():
-            stack.run(index, leaf).backward(gradients[place])
-        assert leaf.grad is not None
-        gradients[place] = leaf.grad
+            gradients[place] = stack.backward(index, batch, gradients[place])
     return watch.knowledge()
 
 

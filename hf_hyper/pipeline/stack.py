@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_hyper.errors import ConfigError
+from hf_hyper.kernels.dispatch import has_fast_bfloat16
 
 __all__ = ["Stack"]
 
@@ -60,6 +61,25 @@ class Stack:
         args, kwargs = self._arguments[index]
         output = (self.layers[index] if layer is None else layer)(states, *args, **kwargs)
         return output[0] if self._wraps else output
+
+    def backward(self, index: int, states: Tensor, gradient: Tensor) -> Tensor:
+        """Gradient with respect to the inputs of layer `index`, which is run again.
+
+        Layers in float32 multiply in bfloat16 where that is faster: gradients are averages over many tokens, and the
+        rounding of each averages out.
+
+        Args:
+            index: Which layer.
+            states: Its inputs, `[batch_size, length, hidden]`.
+            gradient: Of the loss with respect to its outputs, as large.
+        """
+        leaf = states.detach().clone().requires_grad_(True)
+        faster = leaf.dtype == torch.float32 and has_fast_bfloat16(leaf.device.type)
+        with torch.enable_grad(), torch.autocast(leaf.device.type, torch.bfloat16, enabled=faster):
+            output = self.run(index, leaf)
+        output.backward(gradient)
+        assert leaf.grad is not None
+        return leaf.grad
 
     def batches(self, states: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Batches of `states` `[n, ...]` with their places."""

@@ -88,12 +88,16 @@ def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("hyperfunction", ["shift", "winding"])
-def test_autocast_leaves_the_product_alone(hyperfunction: str) -> None:
+def test_autocast_casts_activations_as_a_linear_layer_does(hyperfunction: str) -> None:
     scheme, tensors = stored(32, 48, hyperfunction)
-    x = torch.randn(70, 48)
-    wanted = ops.matmul(x, tensors, scheme.key)
+    x = torch.randn(70, 48, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(ops.matmul(x, tensors, scheme.key), wanted)
+        product = ops.matmul(x, tensors, scheme.key)
+    assert torch.equal(product, ops.matmul(x.bfloat16(), tensors, scheme.key))
+    product.sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == torch.float32
+    assert torch.allclose(x.grad, ops.decode(tensors, scheme.key, torch.float32).sum(0).expand(70, 48), atol=0.05)
 
 
 def test_gradient_of_large_weights_stays_finite_in_float16() -> None:
