@@ -1,4 +1,6 @@
 """Compression while a model loads: the loader hands over every weight, and puts the stored tensors in its place."""
+# transformers annotates what plugins override with the types of its own stubs.
+# pyright: reportIncompatibleMethodOverride=false
 
 import functools
 import time
