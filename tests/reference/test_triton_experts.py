@@ -30,8 +30,8 @@ CASES = [
     (2, 40, 1040, 4, 2, BFLOAT16),
     (2, 128, 1024, 4, 2, FLOAT32),
 ]
-"""Experts, rows, columns, bits, tokens, dtype: padding on both sides, odd factors, some experts without rows; in the last
-two several shares of the columns.
+"""Experts, rows, columns, bits, tokens, dtype: padding on both sides, odd factors, some experts without rows; in the
+last two several shares of the columns.
 """
 
 
