@@ -40,3 +40,9 @@ def check_dtype(name: str, tensor: Tensor) -> None:
     """Raise ConfigError unless `tensor` is of a dtype in `DTYPES` on the CPU."""
     if tensor.dtype not in DTYPES or not tensor.is_cpu:
         raise ConfigError(f"{name}: got {tensor.dtype} on {tensor.device}, wanted float32, bfloat16 or float16 on cpu")
+
+
+def check_contiguous(name: str, tensor: Tensor) -> None:
+    """Raise ConfigError unless the core can write to `tensor` element by element."""
+    if not tensor.is_contiguous():
+        raise ConfigError(f"{name}: got strides {tensor.stride()}, wanted a contiguous tensor")

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hf_hyper._native.arguments import DTYPES, activations, check_dtype, stored
+from hf_hyper._native.arguments import DTYPES, activations, check_contiguous, check_dtype, stored
 from hf_hyper._native.library import check, check_multiplier, check_range, require, thread_count
+from hf_hyper._native.product import multiply
 from hf_hyper.errors import ConfigError
 
 _MAX_FACTORS = 32
@@ -29,6 +30,9 @@ class ShiftPlan(ctypes.Structure):
         signs_in: `[padded_in]` float32 of +1 and -1.
         signs_out: `[padded_out]` float32 of +1 and -1.
     """
+
+    out_features: int
+    in_features: int
 
     _fields_ = (
         ("out_features", ctypes.c_int64),
@@ -116,7 +120,7 @@ def shift_matmul(
         ConfigError: A tensor has another dtype or lies on another device.
         KernelUnavailable: There is no compiled core.
     """
-    return _multiply("shift_matmul", plan, (codes, scale, out_scale, x), threads, int8)
+    return _multiply("shift_matmul", plan, (codes, scale, out_scale), x, threads, int8)
 
 
 def shift_matmul_dense(
@@ -124,43 +128,20 @@ def shift_matmul_dense(
 ) -> Tensor:
     """`x @ weight.T` for many tokens: every weight is decoded once for up to 512 of them.
 
-    Rotated activations and decoded byte sums are rounded to bfloat16, sums are float32.
-
-    Args:
-        plan: Shape and constants.
-        codes: `[padded_out / 16, padded_in / 16, 8 * bits]` int32.
-        scale: `[padded_out]` float16.
-        out_scale: `[out_features]` bfloat16.
-        x: `[tokens, in_features]` float32, bfloat16 or float16.
-        threads: Threads to use; `torch.get_num_threads()` unless given. The result does not depend on it.
-
-    Returns:
-        `[tokens, out_features]`, dtype of `x`.
+    Rotated activations and decoded byte sums are rounded to bfloat16, sums are float32. Arguments, result and errors
+    are those of `shift_matmul`.
 
     Raises:
-        ShapeError: A tensor has another shape than the plan wants.
-        ConfigError: A tensor has another dtype or lies on another device.
         HyperError: `dense_tokens()` is 0.
-        KernelUnavailable: There is no compiled core.
     """
-    return _multiply("shift_matmul_dense", plan, (codes, scale, out_scale, x), threads)
+    return _multiply("shift_matmul_dense", plan, (codes, scale, out_scale), x, threads)
 
 
 def _multiply(
-    name: str, plan: ShiftPlan, tensors: tuple[Tensor, Tensor, Tensor, Tensor], threads: int | None, *options: bool
+    name: str, plan: ShiftPlan, tensors: tuple[Tensor, Tensor, Tensor], x: Tensor, threads: int | None, *options: bool
 ) -> Tensor:
-    """Check codes, scales and activations, and call `hyper_{name}` on them."""
-    function = getattr(require(), f"hyper_{name}")
-    codes = _codes(plan, tensors[0])
-    scale, out_scale = _scales(plan, tensors[1], tensors[2])
-    x = activations(tensors[3], plan.in_features)
-    y = x.new_empty(x.shape[0], plan.out_features)
-    addresses = [tensor.data_ptr() for tensor in (codes, scale, out_scale, x)]
-    result = function(
-        plan.address, *addresses, DTYPES[x.dtype], x.shape[0], *options, thread_count(threads), y.data_ptr()
-    )
-    check(result, name)
-    return y
+    codes, scale, out_scale = tensors
+    return multiply(name, plan, (_codes(plan, codes), *_scales(plan, scale, out_scale)), x, threads, *options)
 
 
 def dense_tokens() -> int:
@@ -228,8 +209,7 @@ def shift_decode_rows(
     check_range("first_tile", first_tile, 0, plan.padded_out // 16)
     check_range("tiles", tiles, 0, plan.padded_out // 16 - first_tile)
     stored("rows", rows, (16 * tiles, plan.padded_in), _panel_dtype(rows.dtype))
-    if not rows.is_contiguous():
-        raise ConfigError(f"rows: got strides {rows.stride()}, wanted a contiguous tensor")
+    check_contiguous("rows", rows)
     result = library.hyper_shift_decode_rows(
         plan.address, codes.data_ptr(), first_tile, tiles, thread_count(threads), rows.data_ptr(), DTYPES[rows.dtype]
     )
@@ -272,8 +252,7 @@ def shift_finish(
     check_dtype("y", y)
     if product.shape[1] % 16:
         raise ConfigError(f"product: got {product.shape[1]} columns, wanted a multiple of 16")
-    if not y.is_contiguous():
-        raise ConfigError(f"y: got strides {y.stride()}, wanted a contiguous tensor")
+    check_contiguous("y", y)
     result = library.hyper_shift_finish(
         plan.address,
         product.data_ptr(),

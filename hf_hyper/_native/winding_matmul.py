@@ -5,9 +5,10 @@ import ctypes
 import torch
 from torch import Tensor
 
-from hf_hyper._native.arguments import DTYPES, activations, check_dtype, stored
+from hf_hyper._native.arguments import DTYPES, check_contiguous, check_dtype, stored
 from hf_hyper._native.library import check, check_range, require, thread_count
-from hf_hyper.errors import ConfigError, ShapeError
+from hf_hyper._native.product import multiply
+from hf_hyper.errors import ShapeError
 
 MAX_WIDTH = 22
 """Bits of the longest code that the core divides exactly in float32."""
@@ -24,6 +25,9 @@ class WindingPlan(ctypes.Structure):
         num_shells: Shells outside the box.
         direction: Both coordinates of the direction, in units of 2^-32 of a turn.
     """
+
+    out_features: int
+    in_features: int
 
     _fields_ = (
         ("out_features", ctypes.c_int64),
@@ -72,7 +76,7 @@ def winding_matmul(
         ConfigError: A tensor has another dtype or lies on another device.
         KernelUnavailable: There is no compiled core.
     """
-    return _multiply("winding_matmul", plan, _stored_tensors(plan, codes, centre, shell_side), x, threads)
+    return multiply("winding_matmul", plan, _stored_tensors(plan, codes, centre, shell_side), x, threads)
 
 
 def winding_matmul_dense(
@@ -80,36 +84,13 @@ def winding_matmul_dense(
 ) -> Tensor:
     """`x @ weight.T` for many tokens: every weight is decoded once for up to 512 of them.
 
-    Activations and weights are rounded to bfloat16, sums are float32.
-
-    Args:
-        plan: Shape and constants.
-        codes: `[out_features, words of a row]` int32.
-        centre: `[2]` float32.
-        shell_side: `[num_shells + 1]` float32.
-        x: `[tokens, in_features]` float32, bfloat16 or float16.
-        threads: Threads to use; `torch.get_num_threads()` unless given. The result does not depend on it.
-
-    Returns:
-        `[tokens, out_features]`, dtype of `x`.
+    Activations and weights are rounded to bfloat16, sums are float32. Arguments, result and errors are those of
+    `winding_matmul`.
 
     Raises:
-        ShapeError: A tensor has another shape than the plan wants.
-        ConfigError: A tensor has another dtype or lies on another device.
         HyperError: `dense_tokens()` is 0.
-        KernelUnavailable: There is no compiled core.
     """
-    return _multiply("winding_matmul_dense", plan, _stored_tensors(plan, codes, centre, shell_side), x, threads)
-
-
-def _multiply(name: str, plan: WindingPlan, tensors: list[Tensor], x: Tensor, threads: int | None) -> Tensor:
-    """Check activations, and call `hyper_{name}`."""
-    function = getattr(require(), f"hyper_{name}")
-    x = activations(x, plan.in_features)
-    y = x.new_empty(len(x), plan.out_features)
-    addresses = [tensor.data_ptr() for tensor in (*tensors, x)]
-    check(function(plan.address, *addresses, DTYPES[x.dtype], len(x), thread_count(threads), y.data_ptr()), name)
-    return y
+    return multiply("winding_matmul_dense", plan, _stored_tensors(plan, codes, centre, shell_side), x, threads)
 
 
 def winding_decode(
@@ -144,8 +125,7 @@ def winding_decode(
         raise ShapeError(f"weights: got shape {list(weights.shape)}, wanted [rows, {plan.in_features}]")
     check_range("rows", len(weights), 0, plan.out_features - first_row)
     check_dtype("weights", weights)
-    if not weights.is_contiguous():
-        raise ConfigError(f"weights: got strides {weights.stride()}, wanted a contiguous tensor")
+    check_contiguous("weights", weights)
     result = library.hyper_winding_decode(
         plan.address,
         *(tensor.data_ptr() for tensor in tensors),

@@ -16,44 +16,44 @@ import triton.language as tl
 from torch import Tensor
 
 from hf_hyper._triton.library import explicit_byte_sums, multiprocessors, on_device
-from hf_hyper._triton.shift_code import tile_rows
-from hf_hyper._triton.shift_matmul import ACROSS, DOWN, MAX_TOKENS, _share
+from hf_hyper._triton.shift_matmul import ACROSS, DOWN, MAX_TOKENS, multiplied, steps_each, weight_row
 
 __all__ = ["products"]
 
 
 @triton.jit(do_not_specialize=["tokens", "experts"])
-def _product(x, codes, scale, order, owner, first_place, last_place, y, offset, inverse_deviation, tokens, experts,
-             rows, columns, tile_rows_total, tile_columns, share, BITS: tl.constexpr, MULTIPLIER: tl.constexpr,
-             EXPLICIT: tl.constexpr, TOKENS: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr):  # fmt: skip
-    """x [tokens, columns] float16, codes of all experts -> y [shares, tokens, rows] float32, scaled by `scale`."""
+def _product(x, sums, codes, scale, order, owner, first_place, last_place, y, offset, inverse_deviation, tokens,
+             experts, rows, columns, tile_columns, share, pieces, BITS: tl.constexpr, MULTIPLIER: tl.constexpr,
+             EXPLICIT: tl.constexpr, TOKENS: tl.constexpr, PARTS: tl.constexpr, DOWN: tl.constexpr,
+             ACROSS: tl.constexpr, EVEN: tl.constexpr, PIECES: tl.constexpr):  # fmt: skip
+    """x [PARTS, tokens, columns] float16, codes of all experts -> y [shares, tokens, rows] float32, scaled by `scale`.
+
+    EVEN: rows and columns are whole steps.
+    """
     expert = tl.load(owner + tl.program_id(2)).to(tl.int64)
     if expert < experts:
         place = tl.load(first_place + tl.program_id(2)) + tl.arange(0, TOKENS)
         here = place < tl.load(last_place + tl.program_id(2))
         token = tl.load(order + place, mask=here, other=0).to(tl.int64)
         begin = tl.program_id(1) * share
-        end = min(begin + share, tile_columns)
-        own = codes + expert * tile_rows_total * tile_columns * (8 * BITS)
-        total = tl.zeros([16 * DOWN, TOKENS], tl.float32)
-        sums = tl.zeros([TOKENS], tl.float32)
-        for first in range(begin, end, ACROSS):
-            weight = tile_rows(own, tl.program_id(0) * DOWN, tile_rows_total, first, end, tile_columns, BITS,
-                               MULTIPLIER, EXPLICIT, DOWN, ACROSS)  # fmt: skip
-            column = first * 16 + tl.arange(0, 16 * ACROSS)[:, None]
-            mask = (column < end * 16) & here[None, :]
-            part = tl.load(x + token[None, :] * columns + column, mask=mask, other=0.0)
-            sums += tl.sum(part.to(tl.float32), 0)
-            total = tl.dot(weight, part, total)
-        row = tl.program_id(0) * (16 * DOWN) + tl.arange(0, 16 * DOWN)
+        end = min(begin + share, (tile_columns + ACROSS - 1) // ACROSS)
+        own = codes + expert * (rows // 16) * tile_columns * (8 * BITS)
+        total = multiplied(x + token * columns, tokens.to(tl.int64) * columns, own, tl.program_id(0) * DOWN, begin, end,
+                           rows // 16, tile_columns, BITS, MULTIPLIER, EXPLICIT, TOKENS, PARTS, DOWN, ACROSS,
+                           EVEN)  # fmt: skip
+        number = tl.arange(0, PIECES)[:, None]
+        some = tl.load(sums + token[None, :] * pieces + number, mask=(number < pieces) & here[None, :], other=0.0)
+        bias = tl.where(tl.program_id(1) == 0, offset * tl.sum(some, 0), 0.0)  # the first share takes out that of all
+        row = weight_row(tl.program_id(0) * (16 * DOWN) + tl.arange(0, 16 * DOWN))
         factor = tl.load(scale + expert * rows + row, mask=row < rows, other=0.0).to(tl.float32) * inverse_deviation
-        total = (total - offset * sums[None, :]) * factor[:, None]
+        total = (total - bias[None, :]) * factor[:, None]
         target = y + (tl.program_id(1).to(tl.int64) * tokens + token)[None, :] * rows + row[:, None]
         tl.store(target, total, mask=(row < rows)[:, None] & here[None, :])
 
 
 def products(
     x: Tensor,
+    sums: Tensor,
     ids: Tensor,
     codes: Tensor,
     scale: Tensor,
@@ -66,31 +66,34 @@ def products(
     """Every row times its expert's weight before the output rotation, by shares of the columns.
 
     Args:
-        x: `[tokens, columns]` float16, contiguous.
+        x: `[parts, tokens, columns]` float16 of `rotation.rotate` with `grouped`.
+        sums: `[tokens, pieces]` of `rotate`.
         ids: `[tokens]` int32 or int64; rows of numbers outside `[0, experts)` are left unwritten.
-        codes: `[experts, rows / 16, columns / 16, 8 * bits]` int32, contiguous.
+        codes: `[experts, rows / 16, padded_in / 16, 8 * bits]` int32, contiguous.
         scale: `[experts, rows]` float16, contiguous.
         bits: Bits per weight, 1 to 8.
         multiplier: Constant of the observable, below 2^31.
-        offset: Mean of the byte sums plus 1024.
+        offset: Mean of the byte sums.
         inverse_deviation: One over their deviation.
 
     Returns:
         `[shares, tokens, rows]` float32; the product is the sum over the first dimension.
     """
-    tokens, columns = x.shape
+    parts, tokens, columns = x.shape
     experts, down, across = codes.shape[:3]
     block = min(max(16, triton.next_power_of_2(triton.cdiv(tokens, experts))), MAX_TOKENS)
     order, owner, first, last = _schedule(ids, experts, block)
-    grid_rows = triton.cdiv(down, DOWN)
-    share = _share(across, tokens, bits, grid_rows * len(owner), multiprocessors(x.device))
-    shares = triton.cdiv(across, share)
+    grid_rows, pieces = triton.cdiv(down, DOWN), sums.shape[1]
+    share = steps_each(across, tokens, bits, grid_rows * len(owner), multiprocessors(x.device))
+    shares = triton.cdiv(triton.cdiv(across, ACROSS), share)
     y = torch.empty(shares, tokens, 16 * down, dtype=torch.float32, device=x.device)
     with on_device(x):
         _product[(grid_rows, shares, len(owner))](
-            x, codes, scale, order, owner, first, last, y, offset, inverse_deviation, tokens, experts, 16 * down,
-            columns, down, across, share, BITS=bits, MULTIPLIER=multiplier, EXPLICIT=explicit_byte_sums(),
-            TOKENS=block, DOWN=DOWN, ACROSS=ACROSS, num_warps=4, num_stages=1,
+            x, sums, codes, scale, order, owner, first, last, y, offset + 1024, inverse_deviation, tokens, experts,
+            16 * down, columns, across, share, pieces, BITS=bits, MULTIPLIER=multiplier,
+            EXPLICIT=explicit_byte_sums(), TOKENS=block, PARTS=parts, DOWN=DOWN, ACROSS=ACROSS,
+            EVEN=down % DOWN == 0 and across % ACROSS == 0, PIECES=triton.next_power_of_2(pieces), num_warps=8,
+            num_stages=1,
         )  # fmt: skip
     return y
 

@@ -202,8 +202,8 @@ def _finish(y, sums, units, scale, signs, out_scale, out, offset, inverse_deviat
             rows, out_features, pieces, BLOCK: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
             PIECES: tl.constexpr):  # fmt: skip
     """y [parts, tokens, width] float32 -> columns out_first .. out_first + width of out [tokens, out_features]."""
-    token = (tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
-    column = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    column = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     total = partial_sum(y, token, column, parts, tokens, width, TOKENS, ROWS)
     finished(total, token, out_first + column, sums, units, scale, signs, out_scale, out, offset, inverse_deviation,
              tokens, min(rows, out_first + width), out_features, pieces, BLOCK, TOKENS, ROWS, PIECES)  # fmt: skip
@@ -319,7 +319,8 @@ def finish(
     parts, tokens, rows = y.shape
     pieces, target = sums.shape[1], rounded_by_device(out)
     with on_device(y):
-        _finish[(triton.cdiv(rows, FINISH_ROWS), triton.cdiv(tokens, FINISH_TOKENS))](
+        # Tokens first: of the other dimensions CUDA allows 65535 programs, which a million tokens would exceed.
+        _finish[(triton.cdiv(tokens, FINISH_TOKENS), triton.cdiv(rows, FINISH_ROWS))](
             y, sums, units, scale, signs, out_scale, target, offset, inverse_deviation, parts, tokens, rows, first,
             len(scale), out.shape[1], pieces, BLOCK=hadamard, TOKENS=FINISH_TOKENS, ROWS=FINISH_ROWS,
             PIECES=triton.next_power_of_2(pieces), num_warps=8, num_stages=1,

@@ -27,7 +27,7 @@ from hf_hyper._triton.library import explicit_byte_sums, multiprocessors, on_dev
 from hf_hyper._triton.rotation import finished, partial_sum, rounded_by_device
 from hf_hyper._triton.shift_code import biased_byte_sums, tile_rows, unit_words, windows
 
-__all__ = ["MAX_TOKENS", "blocks", "decoded", "products"]
+__all__ = ["ACROSS", "DOWN", "MAX_TOKENS", "blocks", "decoded", "multiplied", "products", "steps_each", "weight_row"]
 
 MAX_TOKENS = 128
 """Tokens that one decoding of the weight serves."""
@@ -42,6 +42,54 @@ START, ADDED = 1.0, 0.33
 """What beginning a program and adding one share's sums cost, in steps of a program on a busy multiprocessor."""
 
 
+@triton.jit
+def multiplied(x_token, part_step, codes, tile_row, begin, end, tile_rows_total, tile_columns, BITS: tl.constexpr,
+               MULTIPLIER: tl.constexpr, EXPLICIT: tl.constexpr, TOKENS: tl.constexpr, PARTS: tl.constexpr,
+               DOWN: tl.constexpr, ACROSS: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
+    """Products of `DOWN` rows of tiles from `tile_row` on with tokens, over the steps from `begin` to `end`.
+
+    Args:
+        x_token: `[TOKENS]` pointers to activations of every token, in the order of `rotate` with `grouped`.
+        part_step: Distance of the PARTS of activations.
+        codes: Of the weight.
+
+    Returns:
+        `[16 * DOWN, TOKENS]` float32, `1024 + byte sum` for the weights; `weight_row` tells which row stands where.
+        Those of tiles that do not exist hold any numbers.
+    """
+    STEP: tl.constexpr = ACROSS * 8 * BITS  # words of a row of tiles
+    lane = tl.arange(0, 8 * ACROSS)[None, :]
+    unit = lane // 4 % 8
+    i = tile_row + tl.arange(0, DOWN)[:, None]
+    if not EVEN:
+        i = tl.minimum(i, tile_rows_total - 1)
+    row_of_tiles = codes + i.to(tl.int64) * tile_columns * (8 * BITS)
+    j = begin * ACROSS + lane // 32 * 4 + lane % 4
+    before_unit = (unit * BITS + 8 * BITS - 1) % (8 * BITS)
+    tile = row_of_tiles + j * (8 * BITS)
+    x_place = x_token[None, :] + begin * (16 * ACROSS) + tl.arange(0, 16 * ACROSS)[:, None]
+    total = tl.zeros([16 * DOWN, TOKENS], tl.float32)
+    for step in range(begin, end):
+        if not EVEN:  # columns that do not exist meet activations of zero
+            j = tl.minimum(step * ACROSS + lane // 32 * 4 + lane % 4, tile_columns - 1)
+            tile = row_of_tiles + j * (8 * BITS)
+        words = unit_words(tile + unit * BITS, tile + before_unit, BITS)
+        half = biased_byte_sums(windows(words, BITS), MULTIPLIER, EXPLICIT)
+        half = tl.reshape(half, [DOWN, ACROSS // 4, 8, 4, 2, 4, 2, 2])  # tile row; 64 columns, u, j; h, m, f, e
+        weight = tl.reshape(tl.permute(half, [0, 4, 2, 1, 5, 6, 3, 7]), [16 * DOWN, 16 * ACROSS])
+        for part in tl.static_range(PARTS):
+            total = tl.dot(weight, tl.load(x_place + part * part_step), total)
+        x_place += 16 * ACROSS
+        tile += STEP
+    return total
+
+
+@triton.jit
+def weight_row(place):
+    """Row of the weight that stands at a place of `multiplied`."""
+    return place // 16 * 16 + place % 8 * 2 + place // 8 % 2
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def _product(x, codes, y, counters, sums, units, scale, signs, out_scale, out, offset, inverse_deviation, tokens,
              columns, rows, out_features, tile_columns, share, pieces, BITS: tl.constexpr, MULTIPLIER: tl.constexpr,
@@ -54,40 +102,18 @@ def _product(x, codes, y, counters, sums, units, scale, signs, out_scale, out, o
     [shares, tokens, rows] float32, and counters [blocks of rows] int32 are zero.
     """
     ROWS: tl.constexpr = 16 * DOWN
-    STEP: tl.constexpr = ACROSS * 8 * BITS  # words of a row of tiles
-    lane = tl.arange(0, 8 * ACROSS)[None, :]
-    unit = lane // 4 % 8
-    i = tl.program_id(0) * DOWN + tl.arange(0, DOWN)[:, None]
-    if not EVEN:
-        i = tl.minimum(i, rows // 16 - 1)
     begin = tl.program_id(1) * share
     end = min(begin + share, (tile_columns + ACROSS - 1) // ACROSS)
-    row_of_tiles = codes + i.to(tl.int64) * tile_columns * (8 * BITS)
-    j = begin * ACROSS + lane // 32 * 4 + lane % 4
-    before_unit = (unit * BITS + 8 * BITS - 1) % (8 * BITS)
-    tile = row_of_tiles + j * (8 * BITS)
     token = tl.arange(0, TOKENS)
     # Tokens that do not exist repeat the last one.
-    x_place = x + tl.minimum(token, tokens - 1).to(tl.int64)[None, :] * columns
-    x_place += begin * (16 * ACROSS) + tl.arange(0, 16 * ACROSS)[:, None]
-    total = tl.zeros([ROWS, TOKENS], tl.float32)
-    for step in range(begin, end):
-        if not EVEN:  # columns that do not exist meet activations of zero
-            j = tl.minimum(step * ACROSS + lane // 32 * 4 + lane % 4, tile_columns - 1)
-            tile = row_of_tiles + j * (8 * BITS)
-        words = unit_words(tile + unit * BITS, tile + before_unit, BITS)
-        half = biased_byte_sums(windows(words, BITS), MULTIPLIER, EXPLICIT)
-        half = tl.reshape(half, [DOWN, ACROSS // 4, 8, 4, 2, 4, 2, 2])  # tile row; 64 columns, u, j; h, m, f, e
-        weight = tl.reshape(tl.permute(half, [0, 4, 2, 1, 5, 6, 3, 7]), [ROWS, 16 * ACROSS])
-        for part in tl.static_range(PARTS):
-            total = tl.dot(weight, tl.load(x_place + part * tokens.to(tl.int64) * columns), total)
-        x_place += 16 * ACROSS
-        tile += STEP
+    x_token = x + tl.minimum(token, tokens - 1).to(tl.int64) * columns
+    total = multiplied(x_token, tokens.to(tl.int64) * columns, codes, tl.program_id(0) * DOWN, begin, end, rows // 16,
+                       tile_columns, BITS, MULTIPLIER, EXPLICIT, TOKENS, PARTS, DOWN, ACROSS, EVEN)  # fmt: skip
 
     token = token.to(tl.int64)
     if SHARED:
         row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        permuted = row // 16 * 16 + row % 8 * 2 + row // 8 % 2
+        permuted = weight_row(row)
         place = y + (tl.program_id(1).to(tl.int64) * tokens + token)[None, :] * rows + permuted[:, None]
         tl.store(place, total, mask=(permuted < rows)[:, None] & (token < tokens)[None, :])
         tl.debug_barrier()  # the whole program has written before one of its threads says so
@@ -154,7 +180,7 @@ def products(
     """
     parts, tokens, columns = x.shape
     down, across = codes.shape[0], codes.shape[1]
-    share = _share(across, tokens, bits, len(counters), multiprocessors(x.device)) // ACROSS
+    share = steps_each(across, tokens, bits, len(counters), multiprocessors(x.device))
     shares, pieces = triton.cdiv(triton.cdiv(across, ACROSS), share), sums.shape[1]
     y = torch.empty(shares if shares > 1 else 0, tokens, 16 * down, dtype=torch.float32, device=x.device)
     target = rounded_by_device(out)
@@ -197,8 +223,8 @@ def decoded(codes: Tensor, bits: int, multiplier: int) -> Tensor:
 
 
 @functools.cache
-def _share(across: int, tokens: int, bits: int, programs: int, processors: int) -> int:
-    """Columns of tiles of a program, a multiple of `ACROSS`: the fastest of all shares by the model of `README.md`.
+def steps_each(across: int, tokens: int, bits: int, programs: int, processors: int) -> int:
+    """Steps of a program: the fastest share of the columns by the model of `README.md`.
 
     The busiest multiprocessor decides: it runs a whole number of programs, each of some steps, and a start; then the
     last program of every block adds the shares. Partial sums have half the bytes of codes at most (8 bytes written and
@@ -212,4 +238,4 @@ def _share(across: int, tokens: int, bits: int, programs: int, processors: int) 
         busy = triton.cdiv(programs * triton.cdiv(steps, each), processors)
         return max(busy, RESIDENT) * (each + START) + (ADDED * shares if shares > 1 else 0)
 
-    return ACROSS * triton.cdiv(steps, min(range(1, most + 1), key=cost))
+    return triton.cdiv(steps, min(range(1, most + 1), key=cost))

@@ -30,8 +30,8 @@ FUSED_TOKENS = 128
 PANEL_WEIGHTS = 1 << 25
 """Weights decoded at a time: 64 MiB of float16."""
 
-HALF_BIAS, DECODED_BIAS = 1024.0, -510.0
-"""Added to byte sums where weights enter tensor cores straight from codes, and in decoded panels."""
+DECODED_BIAS = -510.0
+"""Added to byte sums in decoded panels."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_hyper.hyperfunctions.shift import MULTIPLIER
-from hf_hyper.kernels.cuda import HALF_BIAS, _plan
+from hf_hyper.kernels.cuda import _plan
 from hf_hyper.scheme import TensorScheme
 
 __all__ = ["matmul_shift"]
@@ -27,20 +27,21 @@ def matmul_shift(x: Tensor, ids: Tensor, tensors: Mapping[str, Tensor], scheme: 
     plan, out_scale = _plan(scheme, x.device), tensors["out_scale"]
     parts = 2 if x.dtype == torch.float32 else 1
     rows = x.contiguous() if plan.outer is None else plan.outer.rotated(x)
-    rotated, sums, units = rotation.rotate(rows, plan.signs_in, plan.left, plan.right, parts=parts)
+    rotated, sums, units = rotation.rotate(rows, plan.signs_in, plan.left, plan.right, grouped=True, parts=parts)
     y = experts.products(
-        rotated.flatten(0, 1),
-        ids.repeat(parts),
+        rotated,
+        sums,
+        ids,
         tensors["codes"].contiguous(),
         tensors["scale"].contiguous(),
         plan.bits,
         MULTIPLIER,
-        offset=plan.mean + HALF_BIAS,
+        offset=plan.mean,
         inverse_deviation=plan.inverse_deviation,
     )
     out = torch.empty(len(x), scheme.out_features, dtype=torch.float32, device=x.device)
     rotation.finish(
-        y.view(-1, len(x), scheme.padded_out),
+        y,
         sums,
         units,
         _ones(scheme.padded_out, torch.float16, x.device),

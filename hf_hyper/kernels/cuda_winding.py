@@ -65,7 +65,7 @@ def _decoded(tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: torch.d
 
 
 def _stored(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    return tensors["codes"], tensors["centre"], tensors["shell_side"]
+    return tensors["codes"].contiguous(), tensors["centre"].contiguous(), tensors["shell_side"].contiguous()
 
 
 def _constants(scheme: TensorScheme) -> dict[str, Any]:

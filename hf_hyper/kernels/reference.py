@@ -29,8 +29,14 @@ def embedding(index: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme
 
     Returns:
         `[..., in_features]`.
+
+    Raises:
+        IndexError: A row does not exist.
     """
     wanted, place = index.long().unique(return_inverse=True)
+    if len(wanted) and not 0 <= int(wanted[0]) <= int(wanted[-1]) < scheme.out_features:
+        wrong = int(wanted[0] if wanted[0] < 0 else wanted[-1])
+        raise IndexError(f"row {wrong} of an embedding, wanted 0 to {scheme.out_features - 1}; check the token ids")
     return codec.dequantize_rows(tensors, scheme, wanted).to(dtype)[place]
 
 

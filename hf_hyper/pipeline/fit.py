@@ -64,11 +64,11 @@ def fit_scales_to_loss(
         without a vocabulary.
 
     Raises:
-        ShapeError: The divergence is NaN or infinite; the layers keep the scales of the step before.
+        ShapeError: The divergence or its gradient is NaN or infinite; the layers keep the scales of the step before.
     """
     size = max(1, min(BATCH_TOKENS // windows.shape[1], len(windows)))
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[: len(windows) // size * size]
-    stack, wanted = Stack(model, windows[order.to(windows.device)], size), wanted[order.to(wanted.device)]
+    stack = Stack(model, windows[order.to(windows.device)], size)
     scales = [_Scales(layer) for layer in layers]
     adam = torch.optim.Adam([log for each in scales for log in each.logs], lr=RATE, betas=(0.9, 0.99))
     batches = len(windows) // size
@@ -77,10 +77,11 @@ def fit_scales_to_loss(
     losses = []
     for step in logging.tqdm(range(steps), desc="Fitting scales", unit="step"):
         place = slice(step % batches * size, (step % batches + 1) * size)
-        losses.append(_backward(stack, scales, stack.entries[place], wanted[place]))
-        if not math.isfinite(losses[-1]):
+        losses.append(_backward(stack, scales, stack.entries[place], wanted[order[place].to(wanted.device)]))
+        if not math.isfinite(losses[-1]) or not all(each.finite() for each in scales):
+            what = "divergence" if not math.isfinite(losses[-1]) else "gradient of the divergence"
             raise ShapeError(
-                f"the divergence from the original model is {losses[-1]} in step {step + 1} of {steps} of the fit; "
+                f"the {what} from the original model is not finite in step {step + 1} of {steps} of the fit; "
                 "load the model in float32 or bfloat16, or leave the fit out with rounding='fisher'"
             )
         adam.step()
@@ -112,6 +113,10 @@ class _Scales:
         """Gather gradients from now on."""
         return self.layer.register_forward_hook(self._attach)
 
+    def finite(self) -> bool:
+        """Whether all gradients are."""
+        return all(log.grad is None or bool(log.grad.isfinite().all()) for log in self.logs)
+
     @torch.no_grad()
     def store(self) -> None:
         """Write the scales into the layer, and forget the gradients."""
@@ -132,6 +137,7 @@ class _Scales:
         *ids, gradient = rest
         output, gradient = (rows.reshape(-1, rows.shape[-1]).float() for rows in (output, gradient))
         own = self.layer.get_parameter(codec.OUT_SCALE).float()
+        ids = [each.clamp(0, len(own) - 1) for each in ids]  # rows without an expert are zeros and add nothing
         own = own[ids[0]] if ids else own
         unit = torch.where(own != 0, output / own, 0.0)
         scheme = self.layer.scheme

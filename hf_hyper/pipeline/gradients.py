@@ -137,19 +137,21 @@ class _Watch:
     @contextlib.contextmanager
     def forward(self) -> Iterator[None]:
         """Watch inputs while one batch runs; modules that are given the same tensor share a moment."""
-        seen: dict[str, tuple[Tensor, ...]] = {}
+        seen: list[tuple[str, tuple[Tensor, ...]]] = []
 
         def note(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen[name] = args
+            seen.append((name, args))
 
         with self._hooks(nn.Module.register_forward_pre_hook, note):
             yield
         done: dict[int, Any] = {}
-        for name, (rows, *ids) in seen.items():
+        for name, (rows, *ids) in seen:
             if id(rows) not in done:
-                self._inputs.setdefault(name, self._moment(name, rows)).add(rows, *ids, self.half)
+                if name not in self._inputs:
+                    self._inputs[name] = self._moment(name, rows)
+                self._inputs[name].add(rows, *ids, self.half)
                 done[id(rows)] = self._inputs[name]
-            self._inputs[name] = done[id(rows)]
+            self._inputs.setdefault(name, done[id(rows)])
 
     @contextlib.contextmanager
     def backward(self) -> Iterator[None]:
@@ -164,7 +166,8 @@ class _Watch:
             self._outputs[name].add(gradient / root.clamp(min=torch.finfo(root.dtype).tiny), *ids, self.half)
 
         def attach(name: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            output.register_hook(functools.partial(note, name, args[0].detach(), args[1:]))
+            if output.requires_grad:  # else it depends on nothing that the layers before it do, such as positions
+                output.register_hook(functools.partial(note, name, args[0].detach(), args[1:]))
 
         with self._hooks(nn.Module.register_forward_hook, attach):
             yield

@@ -42,7 +42,7 @@ class Stack:
         self.model, self.batch_size = model, batch_size
         self._window = windows[:1]
         batches = list(windows.split(batch_size))
-        self._arguments, self._wraps = self._record(batches[0])
+        self._arguments, self._outputs = self._record(batches[0])
         if len(batches) > 1:
             self._check_constant(self._record(batches[-1])[0])
         self.entries = torch.cat([self._entry(batch) for batch in batches])
@@ -60,7 +60,7 @@ class Stack:
         """
         args, kwargs = self._arguments[index]
         output = (self.layers[index] if layer is None else layer)(states, *args, **kwargs)
-        return output[0] if self._wraps else output
+        return output if self._outputs is None else output[0]
 
     def backward(self, index: int, states: Tensor, gradient: Tensor) -> Tensor:
         """Gradient with respect to the inputs of layer `index`, which is run again.
@@ -91,23 +91,23 @@ class Stack:
         """Output of the whole model as if `states` `[1, length, hidden]` came out of the last layer."""
 
         def skip(*_: Any, **__: Any) -> Any:
-            return (states,) if self._wraps else states
+            return states if self._outputs is None else (states, *[None] * (self._outputs - 1))
 
         with contextlib.ExitStack() as stack:
             for layer in self.layers:
                 stack.enter_context(_forward_replaced(layer, skip))
             return self._call(self._window)
 
-    def _record(self, batch: Tensor) -> tuple[list[tuple[tuple[Any, ...], dict[str, Any]]], bool]:
-        """What every layer is called with besides hidden states, and whether it returns them in a tuple."""
+    def _record(self, batch: Tensor) -> tuple[list[tuple[tuple[Any, ...], dict[str, Any]]], int | None]:
+        """What every layer is called with besides hidden states, and how many outputs it returns in a tuple, if any."""
         seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        wraps: set[bool] = set()
+        outputs: set[int | None] = set()
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if not args:
                 raise ConfigError(f"{type(module).__name__} gets its hidden states by name, not by place; {_WAY_OUT}")
             seen.append((args[1:], kwargs))
-            wraps.add(isinstance(output, tuple))
+            outputs.add(len(output) if isinstance(output, tuple) else None)
 
         handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in self.layers]
         try:
@@ -118,7 +118,9 @@ class Stack:
                 handle.remove()
         if len(seen) != len(self.layers):
             raise ConfigError(f"{len(seen)} layers of {len(self.layers)} ran, wanted each once; {_WAY_OUT}")
-        return seen, wraps == {True}
+        if len(outputs) != 1:
+            raise ConfigError(f"the layers of {self.name} return tuples of different lengths; {_WAY_OUT}")
+        return seen, outputs.pop()
 
     def _entry(self, batch: Tensor) -> Tensor:
         """Hidden states that the first layer gets."""

@@ -11,6 +11,8 @@ from transformers import (
     BertConfig,
     BertModel,
     BertTokenizer,
+    DebertaV2Config,
+    DebertaV2Model,
     GPT2Config,
     GPT2LMHeadModel,
     T5Config,
@@ -131,12 +133,15 @@ def test_a_run_that_was_stopped_goes_on(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "deberta"])
 def test_other_stacks_of_layers(kind: str) -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 100, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     if kind == "bert":
         model = BertModel(BertConfig(**sizes, intermediate_size=80)).eval()
+    elif kind == "deberta":  # layers return a pair, and run one projection on positions besides
+        relative = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "share_att_key": True}
+        model = DebertaV2Model(DebertaV2Config(**sizes, **relative, intermediate_size=80)).eval()
     else:
         model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=48, n_layer=2, n_head=4)).eval()
     ids = torch.randint(100, (16, 32))

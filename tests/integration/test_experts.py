@@ -34,7 +34,6 @@ from transformers import (
 from upcycled import upcycled
 
 import hf_hyper
-from hf_hyper import quantizer
 from hf_hyper.cli import main
 from hf_hyper.errors import ConfigError, FormatError
 from hf_hyper.eval import evaluate_model
@@ -42,6 +41,7 @@ from hf_hyper.nn.experts import FUSED, HyperExpertBank, HyperExperts, join_exper
 from hf_hyper.nn.replace import hyper_modules
 from hf_hyper.pipeline.calibration_text import calibration_windows
 from hf_hyper.pipeline.report import summarize
+from hf_hyper.quantizer import choice
 
 SIZES = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "eos_token_id": 1}
 SIZES |= {"num_experts_per_tok": 2, "pad_token_id": 0, "bos_token_id": 1}
@@ -316,6 +316,6 @@ def test_experts_that_cannot_be_compressed_are_named(monkeypatch: pytest.MonkeyP
     sizes = {"num_key_value_heads": 2, "kv_channels": 16, "intermediate_size": 96, "num_local_experts": 4}
     model = JetMoeForCausalLM(JetMoeConfig(**{**SIZES, **sizes}))
     said: list[str] = []
-    monkeypatch.setattr(quantizer.logger, "warning", said.append)
+    monkeypatch.setattr(choice.logger, "warning", said.append)
     hf_hyper.compress_model(model, hf_hyper.HyperConfig(effort="fast"))
     assert [text.partition(":")[0] for text in said] == ["JetMoeParallelExperts stays as it is"]

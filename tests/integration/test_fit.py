@@ -7,7 +7,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, Mix
 
 import hf_hyper
 from hf_hyper.errors import ShapeError
-from hf_hyper.nn import HyperLinear
+from hf_hyper.nn import HyperExpertBank, HyperLinear
 from hf_hyper.nn.replace import hyper_modules
 from hf_hyper.pipeline import fit
 from hf_hyper.pipeline.stack import Stack
@@ -108,6 +108,31 @@ def test_a_divergence_that_is_no_number_ends_the_fit() -> None:
     model, layers, wanted = compressed("gpt2", ids)
     before = [layer.scale.clone() for layer in layers]
     wanted[2, 3] = torch.nan
-    with pytest.raises(ShapeError, match=r"divergence .* is nan in step 1 of 1 .* rounding='fisher'"):
+    with pytest.raises(ShapeError, match=r"divergence .* is not finite in step 1 of 1 .* rounding='fisher'"):
         fit.fit_scales_to_loss(model, layers, ids, wanted, 1, seed=0)
     assert all(torch.equal(layer.scale, scale) for layer, scale in zip(layers, before, strict=True))
+
+
+def test_a_gradient_that_is_no_number_ends_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.randint(60, (4, 16), generator=torch.Generator().manual_seed(4))
+    model, layers, wanted = compressed("gpt2", ids)
+    before = [layer.scale.clone() for layer in layers]
+    # What a backward pass in float16 may do while the divergence itself fits.
+    monkeypatch.setattr(fit, "_divergence", lambda _, states, __: (1.0, torch.full_like(states, torch.inf)))
+    with pytest.raises(ShapeError, match=r"gradient of the divergence .* is not finite in step 1 of 1"):
+        fit.fit_scales_to_loss(model, layers, ids, wanted, 1, seed=0)
+    assert all(torch.equal(layer.scale, scale) for layer, scale in zip(layers, before, strict=True))
+
+
+def test_rows_that_no_expert_gets_do_not_count() -> None:
+    _, layers, _ = compressed("mixtral", torch.zeros(2, 16, dtype=torch.long))
+    bank = next(layer for layer in layers if isinstance(layer, HyperExpertBank))
+    gradients = []
+    for routes in ([0, 2, 1], [0, 2, 1, 3, -1]):
+        scales = fit._Scales(bank)
+        handle = scales.watch()
+        rows = torch.linspace(-1, 1, 48).repeat(len(routes), 1).requires_grad_(True)
+        bank(rows, torch.tensor(routes)).square().sum().backward()
+        handle.remove()
+        gradients.append([log.grad for log in scales.logs])
+    assert all(torch.allclose(one, other) for one, other in zip(*gradients, strict=True))

@@ -69,6 +69,13 @@ def test_gradient_reaches_the_input(device: torch.device) -> None:
     assert torch.allclose(x.grad, grad @ weight, atol=1e-5)
 
 
+@pytest.mark.parametrize("row", [-1, 20, 32])
+def test_rows_that_do_not_exist_are_refused(row: int) -> None:
+    scheme, tensors = stored(20, 48)  # stored in blocks of 16
+    with pytest.raises(IndexError, match=f"row {row} of an embedding, wanted 0 to 19"):
+        ops.embedding(torch.tensor([[3, row]]), tensors, scheme.key, torch.float32)
+
+
 def test_empty_batch() -> None:
     scheme, tensors = stored(32, 48)
     assert ops.matmul(torch.zeros(0, 48), tensors, scheme.key).shape == (0, 32)

@@ -27,8 +27,12 @@ CASES = [
     (2, 33, 80, 5, 70, BFLOAT16),
     (9, 20, 272, 1, 3, FLOAT32),
     (2, 64, 16, 8, 1, FLOAT16),
+    (2, 40, 1040, 4, 2, BFLOAT16),
+    (2, 128, 1024, 4, 2, FLOAT32),
 ]
-"""Experts, rows, columns, bits, tokens, dtype: padding on both sides, odd factors, some experts without rows."""
+"""Experts, rows, columns, bits, tokens, dtype: padding on both sides, odd factors, some experts without rows; in the
+last two several shares of the columns.
+"""
 
 
 @pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.cuda)])

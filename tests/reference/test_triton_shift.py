@@ -154,9 +154,8 @@ def test_products_repeat_bit_by_bit(device: torch.device) -> None:
     ids=["q", "k", "gate", "down", "q-16-tokens", "tiny"],
 )
 def test_shares_fill_the_device(across: int, tokens: int, bits: int, programs: int) -> None:
-    share = shift_matmul._share(across, tokens, bits, programs, 132)
-    assert share % shift_matmul.ACROSS == 0
-    shares = -(-across // share)
+    steps = -(-across // shift_matmul.ACROSS)
+    shares = -(-steps // shift_matmul.steps_each(across, tokens, bits, programs, 132))
     assert shares == 1 or 8 * shares * tokens <= 16 * across * bits / 8 / 2 + 8 * tokens
     if tokens == 1 and across >= 256:
         assert shares * programs >= 0.9 * 132

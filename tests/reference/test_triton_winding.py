@@ -52,6 +52,16 @@ def test_decoded_weight() -> None:
     assert torch.allclose(got, wanted, rtol=0, atol=2e-7 * float(wanted.abs().max()))
 
 
+@pytest.mark.parametrize("tokens", [2, 70])
+def test_inputs_that_are_not_contiguous(tokens: int) -> None:
+    scheme, tensors = stored(33, 97, 4)
+    weight = codec.dequantize(tensors, scheme).cpu()
+    spread = {name: torch.stack([tensor, tensor], -1)[..., 0] for name, tensor in tensors.items()}
+    x = torch.randn(97, tokens).T
+    got = cuda_winding.matmul_winding(x.to(DEVICE), spread, scheme).cpu()
+    assert_as_accurate_as(linear(x.double(), weight.double()), linear(x, weight), got, atol=2e-5)
+
+
 def test_no_tokens() -> None:
     scheme, tensors = stored(8, 8, 4)
     assert cuda_winding.matmul_winding(torch.zeros(0, 8, device=DEVICE), tensors, scheme).shape == (0, 8)
