@@ -136,22 +136,24 @@ class _Watch:
 
     @contextlib.contextmanager
     def forward(self) -> Iterator[None]:
-        """Watch inputs while one batch runs; modules that are given the same tensor share a moment."""
-        seen: list[tuple[str, tuple[Tensor, ...]]] = []
+        """Watch inputs while one batch runs; modules that are given the same tensors share a moment."""
+        given: dict[str, list[tuple[Tensor, ...]]] = {}
 
         def note(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen.append((name, args))
+            given.setdefault(name, []).append(args)
 
         with self._hooks(nn.Module.register_forward_pre_hook, note):
             yield
-        done: dict[int, Any] = {}
-        for name, (rows, *ids) in seen:
-            if id(rows) not in done:
+        done: dict[tuple[int, ...], Any] = {}
+        for name, calls in given.items():
+            same = tuple(id(rows) for rows, *_ in calls)
+            if same not in done:
                 if name not in self._inputs:
-                    self._inputs[name] = self._moment(name, rows)
-                self._inputs[name].add(rows, *ids, self.half)
-                done[id(rows)] = self._inputs[name]
-            self._inputs.setdefault(name, done[id(rows)])
+                    self._inputs[name] = self._moment(name, calls[0][0])
+                for rows, *ids in calls:
+                    self._inputs[name].add(rows, *ids, self.half)
+                done[same] = self._inputs[name]
+            self._inputs[name] = done[same]
 
     @contextlib.contextmanager
     def backward(self) -> Iterator[None]:
