@@ -26,6 +26,8 @@ FORMAT_VERSION = 1
 
 MIN_BITS, MAX_BITS = 1, 8
 
+ALLOCATIONS = ("size", "loss")
+
 ROUNDINGS = ("fit", "fisher", "ldlq", "plain")
 
 
@@ -46,6 +48,10 @@ class HyperConfig(QuantizationConfigMixin):
         rounding: `"fit"` weighs errors by what the model does with them and then fits the row scales to the model's
             loss; `"fisher"` leaves the fit out, `"ldlq"` weighs only by the inputs of each layer, in less time;
             `"plain"` is LDLQ as published, for comparison. Only with `calibration`.
+        allocation: Which tensors get more bits than others: `"loss"` gives bits to those whose errors the model's loss
+            feels most, at whole `bits` too, from one below the average to two above; `"size"` stores whole `bits`
+            alike and gives the next bit to small tensors between two of them. None takes `"loss"` between whole bits
+            where `rounding` knows the loss (`"fit"`, `"fisher"`), else `"size"`. `"loss"` costs a tenth more time.
         modules_to_not_convert: Names of modules that stay as they are, with transformers' semantics: None leaves the
             output head, whatever is tied to it and the last module; a list replaces that default.
         compress_embeddings: Compress embedding tables too; those tied to another module stay as they are.
@@ -72,6 +78,7 @@ class HyperConfig(QuantizationConfigMixin):
         calibration: "str | Path | Sequence[str] | None" = None,
         calibration_tokens: int = 32768,
         rounding: str = "fit",
+        allocation: str | None = None,
         modules_to_not_convert: list[str] | None = None,
         compress_embeddings: bool = False,
         winding: "WindingOptions | Mapping[str, Any] | None" = None,
@@ -89,6 +96,7 @@ class HyperConfig(QuantizationConfigMixin):
         self.calibration = calibration
         self.calibration_tokens = calibration_tokens
         self.rounding = rounding
+        self.allocation = allocation
         self.modules_to_not_convert = modules_to_not_convert
         self.compress_embeddings = compress_embeddings
         self.winding = winding
@@ -111,6 +119,14 @@ class HyperConfig(QuantizationConfigMixin):
         if self.rounding not in ROUNDINGS:
             raise ConfigError(f"rounding is {self.rounding!r}, wanted one of {', '.join(map(repr, ROUNDINGS))}")
         self.calibration = self._checked_calibration()
+        if self.allocation is not None and self.allocation not in ALLOCATIONS:
+            raise ConfigError(f"allocation is {self.allocation!r}, wanted one of {', '.join(map(repr, ALLOCATIONS))}")
+        if self.allocation == "loss" and not self._knows_loss:
+            found = "no calibration" if self.calibration is None else f"rounding {self.rounding!r}"
+            raise ConfigError(
+                f"allocation 'loss' needs calibration with rounding 'fit' or 'fisher', got {found}; leave it "
+                "out, or add what is missing"
+            )
         if not isinstance(seed, int) or not 0 <= seed < 2**64:
             raise ConfigError(f"seed is {seed!r}, wanted an integer from 0 to 2**64-1")
         if not isinstance(self.compress_embeddings, bool):
@@ -163,6 +179,16 @@ class HyperConfig(QuantizationConfigMixin):
             seed=self.seed,
             options=options,
         )
+
+    @property
+    def bits_follow_loss(self) -> bool:
+        """Whether rates are chosen by the loss that is expected of them."""
+        chosen = self.allocation == "loss" or (self.allocation is None and self.bits % 1 > 1e-6)
+        return chosen and self._knows_loss
+
+    @property
+    def _knows_loss(self) -> bool:
+        return self.calibration is not None and self.rounding in ("fit", "fisher")
 
     @property
     def loss_max(self) -> float | None:

@@ -1,6 +1,7 @@
-"""Rates for the layers of a network without data: small layers get more bits.
+"""Rates for the layers of a network.
 
-`spread_bits` goes as far as that leads; `mixed_bits` stays with the two rates next to one that cannot be stored.
+Without data small layers get more bits: `spread_bits` goes as far as that leads; `mixed_bits` stays with the two rates
+next to one that cannot be stored. `bits_by_loss` spends them where they spare the most of a loss that is known.
 
 Where the relative error of each layer counts the same, and falls by 4 with every bit, the least sum of errors at a
 given average has
@@ -11,14 +12,16 @@ so small layers, which cost little, get more. Convolutional networks need it: th
 everything passes through them. The layers of a language model are nearly of one size, and all get nearly the same.
 """
 
+import heapq
 import math
 from collections.abc import Mapping
 
 from hf_hyper.config import HyperConfig
+from hf_hyper.encoders.shift import DISTORTION
 from hf_hyper.errors import ConfigError
 from hf_hyper.hyperfunctions.winding import WindingOptions
 
-__all__ = ["mixed_bits", "rates_between", "spread_bits"]
+__all__ = ["bits_by_loss", "mixed_bits", "rates_between", "spread_bits"]
 
 
 def spread_bits(sizes: Mapping[str, int], average: float, step: float = 1.0, least: float = 2.0) -> dict[str, float]:
@@ -78,6 +81,49 @@ def mixed_bits(sizes: Mapping[str, int], average: float, step: float = 1.0) -> d
             bits[names[place]] = (steps + 1) * step
             left -= cost
     return bits
+
+
+def bits_by_loss(sizes: Mapping[str, int], losses: Mapping[str, float], average: float) -> dict[str, float]:
+    """Whole bits of every layer with the least sum of losses, from one below the average to two above it.
+
+    A layer of b bits loses its entry in `losses` times `DISTORTION[b]`. The estimates hold for small errors, so no
+    layer goes far from the average; rates from 1 to 8 would promise 1 % less loss on a SmolLM2.
+
+    Args:
+        sizes: Weights by name of the layer.
+        losses: By name, for a distortion of one.
+        average: Bits per weight over all of them, met from below as closely as layers allow.
+
+    Returns:
+        Bits by name.
+
+    Example:
+        >>> bits_by_loss({"a": 100, "b": 100, "c": 100}, {"a": 1.0, "b": 9.0, "c": 2.0}, 3)
+        {'a': 2.0, 'b': 4.0, 'c': 3.0}
+    """
+    whole = math.floor(average + 1e-9)
+    least, most = max(whole - 1, 1), min(whole + 2, 8)
+    bits = dict.fromkeys(sizes, least)
+    left = (average - least) * sum(sizes.values())
+    names = list(sizes)
+
+    def step(place: int) -> tuple[float, int]:
+        name = names[place]
+        spared = DISTORTION[bits[name]] - DISTORTION[bits[name] + 1]
+        return -losses[name] * spared / sizes[name], place
+
+    steps = [step(place) for place in range(len(names))]
+    heapq.heapify(steps)
+    while steps:
+        _, place = heapq.heappop(steps)
+        name = names[place]
+        if sizes[name] > left + 1e-6:
+            continue
+        left -= sizes[name]
+        bits[name] += 1
+        if bits[name] < most:
+            heapq.heappush(steps, step(place))
+    return {name: float(rate) for name, rate in bits.items()}
 
 
 def rates_between(config: HyperConfig, sizes: Mapping[str, int]) -> dict[str, float]:

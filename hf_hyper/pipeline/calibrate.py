@@ -1,19 +1,29 @@
 """Compress a model that is in memory, layer by layer, with knowledge of a calibration text.
 
-1. Forward through the layers; the hidden states between them go to a scratch file.
+1. Forward through the layers; the hidden states between them go to a scratch file. Where rates are chosen by loss, back
+   over an eighth of the text, to see how much each weight matters (`expected_losses.py`).
 2. Backward from the loss, last layer first. Of every linear layer the second moments of its inputs and of the gradients
    at its outputs are taken; it is rounded with feedback, and the compressed layer takes its place.
 3. The row scales of the compressed model are fitted to its divergence from the original (`fit.py`).
 
-Without gradients one pass forward does the first two. Beside the model, memory holds the activations of one batch in
-one layer and the second moments of one layer, in float32 and in two halves: 8 bytes for every pair of inputs and every
-pair of outputs, of every expert that the text is sent to where there are experts; the fit, the hidden states of one
-batch after every layer. The scratch file takes `layers + 1` times the bytes of the text's hidden states. Finished
-tensors are kept in the current `TensorStore`, so that a run that was stopped does not search them again; the fit
-starts anew.
+Without gradients one pass forward does the first two. Layers outside the list are compressed without calibration,
+before the fit. Beside the model, memory holds at most
+
+- the second moments of one layer, in float32 and in two halves: 8 bytes for every pair of inputs and every pair of
+  outputs of each weight, of every expert that the text is sent to where there are experts;
+- while a weight is rounded, 36 bytes for every pair of its inputs and of its outputs and 32 for every weight;
+- the activations of one batch in one layer, for a backward pass;
+- the text's hidden states twice: gradients, or inputs of the fit, and a batch or the beginning of the next;
+- in the fit, the hidden states of one batch after every layer, and the originals of output heads that are compressed.
+
+A scratch file takes `layers + 1` times the bytes of the text's hidden states; on the CPU it is mapped, and its pages
+count as resident until the system needs them. Finished tensors are kept in the current `TensorStore`, so that a run
+that was stopped does not search them again; rates and the fit start anew.
 """
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
 import tempfile
 import time
@@ -28,8 +38,11 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from hf_hyper.config import FORMAT_VERSION
+from hf_hyper.encoders.shift import DISTORTION
 from hf_hyper.nn.replace import hyper_modules, is_transposed
 from hf_hyper.nn.stored import HyperLayer, decode_experts, relative_error
+from hf_hyper.pipeline.allocate import bits_by_loss
+from hf_hyper.pipeline.expected_losses import expected_losses
 from hf_hyper.pipeline.fit import can_fit, fit_scales_to_loss
 from hf_hyper.pipeline.gradients import layer_backward, layer_forward, states_by_layer, top_gradients
 from hf_hyper.pipeline.module import filled
@@ -56,6 +69,7 @@ def compress_loaded(
     *,
     rounding: str = "fit",
     seed: int = 0,
+    average: float | None = None,
 ) -> dict[str, dict[str, float]]:
     """Compress layers of a model in place.
 
@@ -68,10 +82,12 @@ def compress_loaded(
         rounding: `fit`; `fisher`, which fits no scales; `ldlq` or `plain`, which take no gradients
             (`quantize_calibrated`).
         seed: Of the tokens drawn from the model, and of the order in which the fit reads the text.
+        average: Bits per weight over all plans, for rates of the calibrated ones to be chosen by the loss that is
+            expected of them (with gradients only); None keeps the rates of the plans.
 
     Returns:
-        `relative_error`, `output_error` where it is known, and `seconds` by module name; errors are those of rounding,
-        before the fit.
+        `relative_error`, `output_error` where inputs are known, `expected_loss` where rates were chosen by it, and
+        `seconds` by module name; errors are those of rounding, before the fit.
 
     Raises:
         ConfigError: The model cannot be run layer by layer.
@@ -81,14 +97,12 @@ def compress_loaded(
     search = "fisher" if rounding == "fit" else rounding
     question = f"calibrated,{effort},{search},{seed},format={FORMAT_VERSION},hf-hyper={version('hf-hyper')}"
     with logging.tqdm(total=len(plans), desc="Compressing", unit="tensor") as bar:
-        job = _Job(model, plans, effort, rounding, store, question, bar)
+        job = _Job(model, dict(plans), effort, rounding, store, question, bar)
         if windows is not None:
             if store.folder is not None:
                 job.question += f",{_fingerprint([windows, *model.parameters()])}"
-            _compress_stack(job, windows.to(next(model.parameters()).device), seed)
-        for name in plans:
-            if name not in job.measured:
-                job.compress(name, None)
+            _compress_stack(job, windows.to(next(model.parameters()).device), seed, average)
+        job.compress_rest()
     return {name: job.measured[name] for name in plans}
 
 
@@ -97,18 +111,39 @@ class _Job:
     """Compression of one module after another."""
 
     model: nn.Module
-    plans: Mapping[str, Plan]
+    plans: dict[str, Plan]
     effort: str
     rounding: str
     store: TensorStore
     question: str
     bar: Any
+    losses: dict[str, float] = field(default_factory=dict)
     measured: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def compress_all(self, known: Mapping[str, Knowledge | ExpertKnowledge]) -> None:
-        """Compress several modules."""
-        for name, knowledge in known.items():
-            self.compress(name, knowledge)
+    def choose_rates(self, losses: dict[str, float], average: float) -> None:
+        """Spend the bits that the other modules leave where they spare the most of the losses."""
+        if not losses:
+            return
+        sizes = {name: plan.layout.num_weights for name, plan in self.plans.items()}
+        others = sum(self.plans[name].scheme.bits * size for name, size in sizes.items() if name not in losses)
+        own = {name: sizes[name] for name in losses}
+        left = (average * sum(sizes.values()) - others) / sum(own.values())
+        for name, bits in bits_by_loss(own, losses, left).items():
+            plan = self.plans[name]
+            self.plans[name] = dataclasses.replace(plan, scheme=dataclasses.replace(plan.scheme, bits=bits))
+        self.losses = losses
+
+    def compress_all(self, known: dict[str, Knowledge | ExpertKnowledge]) -> None:
+        """Compress several modules, and forget what was known of each."""
+        for name in list(known):
+            self.compress(name, known.pop(name))
+
+    def compress_rest(self) -> dict[str, nn.Module]:
+        """Compress what is left, without calibration; the original modules by name."""
+        originals = {name: self.model.get_submodule(name) for name in self.plans if name not in self.measured}
+        for name in originals:
+            self.compress(name, None)
+        return originals
 
     def compress(self, name: str, knowledge: Knowledge | ExpertKnowledge | None) -> None:
         """Put the compressed layer in the place of module `name`."""
@@ -128,6 +163,8 @@ class _Job:
         layer = filled(name, module, plan.scheme, plan.layout, tensors)
         measured = _errors(weight, layer, knowledge)
         self.model.set_submodule(name, layer)
+        if name in self.losses:
+            measured["expected_loss"] = self.losses[name] * DISTORTION[int(plan.scheme.bits)]
         self.measured[name] = {**measured, "seconds": time.perf_counter() - started}
         self.bar.update()
 
@@ -143,7 +180,7 @@ def _errors(weight: Tensor, layer: HyperLayer, knowledge: Knowledge | ExpertKnow
     return errors
 
 
-def _compress_stack(job: _Job, windows: Tensor, seed: int) -> None:
+def _compress_stack(job: _Job, windows: Tensor, seed: int, average: float | None) -> None:
     """Compress the model's list of layers."""
     windows, batch_size = _whole_batches(windows)
     with _frozen(job.model), tempfile.TemporaryDirectory(prefix="hf-hyper-") as scratch:
@@ -155,13 +192,20 @@ def _compress_stack(job: _Job, windows: Tensor, seed: int) -> None:
             return
         states = states_by_layer(stack, Path(scratch))
         gradients = top_gradients(stack, states[-1], seed)
+        if average is not None:
+            modules = functools.partial(_modules, stack, plans=job.plans)
+            job.choose_rates(expected_losses(stack, states, gradients, modules, job.plans), average)
         for index in range(len(stack) - 1, -1, -1):
             modules = _modules(stack, index, job.plans)
             job.compress_all(layer_backward(stack, index, states[index], modules, gradients))
-        if job.rounding == "fit":
-            layers = [layer for _, layer in hyper_modules(job.model) if can_fit(layer)]
-            if layers:
-                fit_scales_to_loss(job.model, layers, windows, states[-1], FIT_PASSES[job.effort], seed)
+        del gradients, stack
+        originals = job.compress_rest()
+        layers = [layer for _, layer in hyper_modules(job.model) if can_fit(layer)]
+        if job.rounding == "fit" and layers:
+            # Embeddings have done their part in the states that are wanted.
+            heads = {name: module for name, module in originals.items() if not isinstance(module, nn.Embedding)}
+            del originals
+            fit_scales_to_loss(job.model, layers, windows, states[-1], FIT_PASSES[job.effort], seed, heads)
 
 
 def _modules(stack: Stack, index: int, plans: Mapping[str, Plan]) -> dict[str, nn.Module]:

@@ -13,12 +13,14 @@ For a layer y = diag(o) R^T diag(s) V x with the gradient g at y, both gradients
 A bank of experts has these scales for each expert, and sums over the tokens that were sent to it.
 
 Layers run one after the other forward, then back, each once more with gradients: memory holds the hidden states of one
-batch after every layer, and the activations of one batch in one layer.
+batch after every layer, and the activations of one batch in one layer. Compressed layers after the last one, an output
+head for instance, are fitted with the others.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeGuard
 
 import torch
@@ -47,7 +49,13 @@ Fitted = HyperLinear | HyperExpertBank
 
 @torch.no_grad()
 def fit_scales_to_loss(
-    model: nn.Module, layers: Sequence[Fitted], windows: Tensor, wanted: Tensor, passes: float, seed: int
+    model: nn.Module,
+    layers: Sequence[Fitted],
+    windows: Tensor,
+    wanted: Tensor,
+    passes: float,
+    seed: int,
+    originals: Mapping[str, nn.Module] | None = None,
 ) -> list[float]:
     """Move row scales down the gradient of the divergence from the original model, in place.
 
@@ -58,6 +66,7 @@ def fit_scales_to_loss(
         wanted: Hidden states of the original model after its last layer, `[n, length, hidden]`.
         passes: Passes over the text.
         seed: Of the order of the windows.
+        originals: Modules of the original model by name, where others have taken their places after the last layer.
 
     Returns:
         Divergence in nats a token before every step; half the squared error of the last hidden states for a model
@@ -77,7 +86,8 @@ def fit_scales_to_loss(
     losses = []
     for step in logging.tqdm(range(steps), desc="Fitting scales", unit="step"):
         place = slice(step % batches * size, (step % batches + 1) * size)
-        losses.append(_backward(stack, scales, stack.entries[place], wanted[order[place].to(wanted.device)]))
+        own = wanted[order[place].to(wanted.device)]
+        losses.append(_backward(stack, scales, stack.entries[place], own, originals or {}))
         if not math.isfinite(losses[-1]) or not all(each.finite() for each in scales):
             what = "divergence" if not math.isfinite(losses[-1]) else "gradient of the divergence"
             raise ShapeError(
@@ -147,16 +157,18 @@ class _Scales:
             log.grad = total if log.grad is None else log.grad + total
 
 
-def _backward(stack: Stack, scales: list[_Scales], states: Tensor, wanted: Tensor) -> float:
+def _backward(
+    stack: Stack, scales: list[_Scales], states: Tensor, wanted: Tensor, originals: Mapping[str, nn.Module]
+) -> float:
     """Gradients of the loss of one batch with respect to all scales; the loss."""
     before = []
     with torch.no_grad():
         for index in range(len(stack)):
             before.append(states)
             states = stack.run(index, states)
-    loss, gradient = _divergence(stack, states, wanted)
     handles = [each.watch() for each in scales]
     try:
+        loss, gradient = _divergence(stack, states, wanted, originals)
         for index in range(len(stack) - 1, -1, -1):
             gradient = stack.backward(index, before.pop(), gradient)
     finally:
@@ -165,12 +177,15 @@ def _backward(stack: Stack, scales: list[_Scales], states: Tensor, wanted: Tenso
     return loss
 
 
-def _divergence(stack: Stack, states: Tensor, wanted: Tensor) -> tuple[float, Tensor]:
+def _divergence(
+    stack: Stack, states: Tensor, wanted: Tensor, originals: Mapping[str, nn.Module]
+) -> tuple[float, Tensor]:
     """Mean divergence a token for last hidden states `[n, length, hidden]`, and its gradient."""
     tokens, loss = states[..., 0].numel(), 0.0
     gradients = torch.empty_like(states)
     for place in range(len(states)):
-        original = stack.finish(wanted[place : place + 1])
+        with _in_place(stack.model, originals):
+            original = stack.finish(wanted[place : place + 1])
         leaf = states[place : place + 1].clone().requires_grad_(True)
         with torch.enable_grad():
             output = stack.finish(leaf)
@@ -188,3 +203,16 @@ def _divergence(stack: Stack, states: Tensor, wanted: Tensor) -> tuple[float, Te
         assert leaf.grad is not None
         gradients[place] = leaf.grad[0]
     return loss, gradients
+
+
+@contextlib.contextmanager
+def _in_place(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Put other modules into a model for a while, by name."""
+    own = {name: model.get_submodule(name) for name in modules}
+    for name, module in modules.items():
+        model.set_submodule(name, module)
+    try:
+        yield
+    finally:
+        for name, module in own.items():
+            model.set_submodule(name, module)

@@ -45,6 +45,7 @@ def states_by_layer(stack: Stack, scratch: Path) -> Tensor:
     states = torch.from_file(file, shared=True, size=shape.numel(), dtype=stack.entries.dtype).view(shape)
     states = states.to(stack.entries.device)
     states[0] = stack.entries
+    stack.entries = states[0]  # one copy is enough
     for index in range(len(stack)):
         layer_forward(stack, index, states[index], {}, states[index + 1])
     return states

@@ -50,6 +50,8 @@ class TensorRecord:
         bits_per_weight: Stored bits per weight with scales, constants and padding.
         relative_error: `||W - W'||² / ||W||²`, None where it was not measured.
         output_error: `E|(W - W') x|² / E|W x|²` over the calibration text, None without one.
+        expected_loss: Divergence from the original model, in nats a token, that was expected of this weight's rounding
+            when its rate was chosen by loss, else None.
         seconds: Time to compress it, None where it was not measured.
     """
 
@@ -60,6 +62,7 @@ class TensorRecord:
     bits_per_weight: float
     relative_error: float | None = None
     output_error: float | None = None
+    expected_loss: float | None = None
     seconds: float | None = None
 
     @property
@@ -186,6 +189,7 @@ def _record(
         bits_per_weight=bits_per_weight(scheme, layout),
         relative_error=measured.get(name, {}).get("relative_error"),
         output_error=measured.get(name, {}).get("output_error"),
+        expected_loss=measured.get(name, {}).get("expected_loss"),
         seconds=measured.get(name, {}).get("seconds"),
     )
 

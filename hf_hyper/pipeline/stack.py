@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hf_hyper.errors import ConfigError
 from hf_hyper.kernels.dispatch import has_fast_bfloat16
 
-__all__ = ["Stack"]
+__all__ = ["Stack", "find_layers"]
 
 _WAY_OUT = "compress it without calibration"
 
@@ -38,7 +38,7 @@ class Stack:
     """
 
     def __init__(self, model: nn.Module, windows: Tensor, batch_size: int) -> None:
-        self.name, self.layers = _find_layers(model)
+        self.name, self.layers = find_layers(model)
         self.model, self.batch_size = model, batch_size
         self._window = windows[:1]
         batches = list(windows.split(batch_size))
@@ -160,8 +160,12 @@ class _Reached(Exception):
         self.states = states
 
 
-def _find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The list of layers of one class that holds most of the model outside its embeddings."""
+def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Name and list of the layers that calibration goes through.
+
+    Raises:
+        ConfigError: The model has none, or several, as encoder-decoders and models of images and text have.
+    """
     stacks = [
         (name, module)
         for name, module in model.named_modules()
@@ -169,9 +173,10 @@ def _find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     ]
     stacks = [(name, module) for name, module in stacks if not any(name.startswith(f"{outer}.") for outer, _ in stacks)]
     if len(stacks) != 1:
+        names = f" ({', '.join(name for name, _ in stacks)})" if stacks else ""
         raise ConfigError(
-            f"{type(model).__name__} has {len(stacks)} lists of equal layers, wanted one that calibration can go "
-            f"through; {_WAY_OUT}"
+            f"{type(model).__name__} has {len(stacks)} lists of equal layers{names}, wanted one that calibration can "
+            f"go through; {_WAY_OUT}"
         )
     return stacks[0]
 

@@ -26,6 +26,7 @@ from hf_hyper.nn.replace import hyper_modules, is_transposed, layer_of, original
 from hf_hyper.nn.stored import layer_specs
 from hf_hyper.pipeline.calibrate import compress_loaded
 from hf_hyper.pipeline.calibration_text import calibration_windows
+from hf_hyper.pipeline.stack import find_layers
 from hf_hyper.plan import Plan, plan_weight
 from hf_hyper.quantizer.choice import plan_model
 from hf_hyper.quantizer.on_load import HyperQuantize, leave_out
@@ -85,6 +86,8 @@ class HyperHfQuantizer(HfQuantizer):
     def plan(self, model: PreTrainedModel) -> None:
         """Decide from names and shapes what becomes of every weight."""
         config = self.quantization_config
+        if config.calibration is not None:
+            find_layers(model)  # what cannot be calibrated is refused before weights are read
         config.tensor_schemes = {}
         skipped = self.get_modules_to_not_convert(
             model, config.modules_to_not_convert, list(model._keep_in_fp32_modules or ())
@@ -179,11 +182,18 @@ class HyperHfQuantizer(HfQuantizer):
             windows = calibration_windows(model, config.calibration, config.calibration_tokens, config.seed)
             text = str(config.to_dict()["calibration"])
             self.calibrated = {"calibration": text, "calibration_tokens": windows.numel(), "rounding": config.rounding}
+            self.calibrated["allocation"] = "loss" if config.bits_follow_loss else "size"
         self.measured = compress_loaded(
-            model, plans, windows, config.effort, rounding=config.rounding, seed=config.seed
+            model,
+            plans,
+            windows,
+            config.effort,
+            rounding=config.rounding,
+            seed=config.seed,
+            average=config.bits if config.bits_follow_loss else None,
         )
-        for name, plan in plans.items():
-            config.record(name, plan.scheme, plan.layout)
+        for name, layer in hyper_modules(model):
+            config.record(name, layer.scheme, layer.layout)
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors to save, the sentinel among them; no metadata, whose order would differ from run to run."""

@@ -3,6 +3,7 @@
 from hf_hyper.rounding.calibrated import Knowledge, output_error, quantize_calibrated
 from hf_hyper.rounding.experts import ExpertKnowledge, ExpertMoments, quantize_experts
 from hf_hyper.rounding.moments import Moment
+from hf_hyper.rounding.sensitivity import sensitivity
 
 __all__ = [
     "ExpertKnowledge",
@@ -12,4 +13,5 @@ __all__ = [
     "output_error",
     "quantize_calibrated",
     "quantize_experts",
+    "sensitivity",
 ]

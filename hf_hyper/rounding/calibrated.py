@@ -4,7 +4,7 @@ The same stored tensors as `codec.quantize`, found differently: tile by tile wit
 again, all in the metric of the layer's second moments. Plain LDLQ is the case without gradients.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from hf_hyper.encoders.shift import decode_tiles, encode_tiles, first_scale, sto
 from hf_hyper.errors import ConfigError
 from hf_hyper.rotation.incoherence import rotate_input, rotate_output, rotate_weight, unrotate_output
 from hf_hyper.rounding.feedback import round_with_feedback
-from hf_hyper.rounding.moments import Moment, block_factor, regularized, trust
+from hf_hyper.rounding.moments import Moment, block_factor, both_sides, regularized, trust
 from hf_hyper.rounding.scales import fit_scales
 from hf_hyper.scheme import TILE, TensorScheme
 
@@ -122,7 +122,7 @@ def _input_metric(moment: Moment, scheme: TensorScheme, damping: float | None) -
     """
     key = (scheme.padded_in, scheme.input_blocks, scheme.seed, damping)
     if key not in moment.derived:
-        halves = tuple(_both_sides(half, lambda x: rotate_input(x, scheme)) for half in moment.halves)
+        halves = tuple(both_sides(half, lambda x: rotate_input(x, scheme)) for half in moment.halves)
         metric = _metric(halves, moment.counts, damping)
         moment.derived[key] = metric, block_factor(metric, TILE)
     return moment.derived[key]
@@ -130,12 +130,8 @@ def _input_metric(moment: Moment, scheme: TensorScheme, damping: float | None) -
 
 def _output_metric(moment: Moment, out_scale: Tensor, scheme: TensorScheme) -> Tensor:
     """Moment of the gradients at the rotated outputs in units of `out_scale`, regularized: `[padded_out] * 2`."""
-    halves = tuple(_both_sides(half, lambda y: rotate_output(y * out_scale, scheme)) for half in moment.halves)
+    halves = tuple(both_sides(half, lambda y: rotate_output(y * out_scale, scheme)) for half in moment.halves)
     return _metric(halves, moment.counts)
-
-
-def _both_sides(matrix: Tensor, rotate: Callable[[Tensor], Tensor]) -> Tensor:
-    return rotate(rotate(matrix).T.contiguous())
 
 
 def _metric(halves: tuple[Tensor, ...], counts: Sequence[int], damping: float | None = None) -> Tensor:

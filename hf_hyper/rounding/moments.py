@@ -7,6 +7,7 @@ should be trusted is what one half says about the other (`trust`).
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,13 +15,13 @@ from torch import Tensor
 
 from hf_hyper.errors import ShapeError
 
-__all__ = ["Moment", "block_factor", "regularized", "trust"]
+__all__ = ["Moment", "block_factor", "both_sides", "left_by_feedback", "regularized", "trust"]
 
 CANDIDATES = tuple(10.0 ** (exponent / 2) for exponent in range(-6, 5))
 """Strengths of the identity that `trust` chooses among, in units of the mean of the diagonal."""
 
 START = 0.1
-"""Where it begins."""
+"""Where it begins, and what `left_by_feedback` takes."""
 
 PANEL = 256
 """Rows of a moment that are summed together; what lies left of the diagonal panel is the mirror of the rest."""
@@ -144,6 +145,26 @@ def block_factor(moment: Tensor, block: int) -> Tensor:
     diagonal = torch.stack([panels[i, i * block : (i + 1) * block] for i in range(n // block)])
     unit = torch.linalg.solve_triangular(diagonal, panels, upper=False, left=False)
     return unit.transpose(0, 1).reshape(n, n)
+
+
+def left_by_feedback(moment: Tensor, block: int) -> float:
+    """tr(L^-1 M L^-T): damage of white rounding noise, of variance one in every coordinate, that feedback leaves.
+
+    The strength of the identity in L hardly matters (on a SmolLM2, from 0.003 to 0.1: 3 % but for a few moments of
+    one large direction, 8 %); a fixed one keeps it comparable from layer to layer.
+
+    Args:
+        moment: M, `[n, n]` positive semidefinite.
+        block: Width of the blocks that are rounded together; it divides n.
+    """
+    if not moment.diagonal().sum() > 0:
+        return 0.0
+    return _damage(moment, _root(moment), START, block)
+
+
+def both_sides(matrix: Tensor, rotate: Callable[[Tensor], Tensor]) -> Tensor:
+    """R M R^T for the rotation R of rows `[..., n]`."""
+    return rotate(rotate(matrix).T.contiguous())
 
 
 def _root(moment: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertModel,
     BertTokenizer,
@@ -16,7 +18,10 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     T5Config,
+    T5EncoderModel,
     T5ForConditionalGeneration,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 import hf_hyper
@@ -27,6 +32,7 @@ from hf_hyper.pipeline import calibrate as calibration
 from hf_hyper.pipeline.calibrate import compress_loaded
 from hf_hyper.pipeline.calibration_text import calibration_windows
 from hf_hyper.pipeline.compress import compress
+from hf_hyper.pipeline.report import summarize
 from hf_hyper.plan import plan_shape
 
 TINY = Path(__file__).parents[3] / "shared" / "data" / "calib" / "tiny.utf8"
@@ -87,6 +93,51 @@ def test_fractional_rates(folder: Path) -> None:
     assert 3.25 * 0.98 <= spent <= 3.25
 
 
+def rates(model: torch.nn.Module) -> tuple[list[float], float]:
+    """Bits of every compressed layer, and their mean over weights."""
+    layers = [module for module in model.modules() if isinstance(module, hf_hyper.HyperLinear)]
+    weights = [layer.in_features * layer.out_features for layer in layers]
+    bits = [layer.scheme.bits for layer in layers]
+    return bits, sum(rate * size for rate, size in zip(bits, weights, strict=True)) / sum(weights)
+
+
+@pytest.mark.parametrize("bits", [2.5, 3])
+def test_bits_go_where_the_loss_feels_them(bits: float, folder: Path, tmp_path: Path) -> None:
+    original = AutoModelForCausalLM.from_pretrained(folder)
+    losses = {}
+    for allocation in ("size", "loss"):
+        config = hf_hyper.HyperConfig(**{**CALIBRATED, "bits": bits, "rounding": "fisher", "allocation": allocation})
+        model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
+        losses[allocation] = kl(model, original, folder)
+    found, mean = rates(model)
+    assert bits * 0.995 <= mean <= bits
+    assert len(set(found)) > 2
+    assert losses["loss"] < 0.95 * losses["size"]
+
+    records = summarize(model).tensors
+    assert [record.bits for record in records] == found
+    expected = sum(record.expected_loss for record in records)
+    assert 0.3 * losses["loss"] < expected < losses["loss"]  # the sum over single tensors, by their second order
+
+    model.save_pretrained(tmp_path)
+    ids = torch.arange(40).view(2, 20)
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert rates(reloaded)[0] == found
+    assert torch.equal(reloaded(ids).logits, model(ids).logits)
+
+
+def test_fractional_rates_follow_the_loss_unless_told_otherwise(folder: Path) -> None:
+    options = {**CALIBRATED, "bits": 3.5, "rounding": "fisher", "calibration_tokens": 1024}
+    bits = []
+    for allocation in (None, "loss", "size"):
+        config = hf_hyper.HyperConfig(**{**options, "allocation": allocation})
+        model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
+        bits.append(rates(model)[0])
+        assert model.hf_quantizer.calibrated["allocation"] == (allocation or "loss")
+    assert bits[0] == bits[1] != bits[2]
+    assert set(bits[2]) == {3, 4}
+
+
 def test_the_model_writes_its_own_text(folder: Path) -> None:
     config = hf_hyper.HyperConfig(**{**CALIBRATED, "calibration": "self", "calibration_tokens": 1024})
     first, second = (AutoModelForCausalLM.from_pretrained(folder, quantization_config=config) for _ in range(2))
@@ -133,7 +184,7 @@ def test_a_run_that_was_stopped_goes_on(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "deberta"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "deberta", "t5 encoder"])
 def test_other_stacks_of_layers(kind: str) -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 100, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -142,6 +193,9 @@ def test_other_stacks_of_layers(kind: str) -> None:
     elif kind == "deberta":  # layers return a pair, and run one projection on positions besides
         relative = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "share_att_key": True}
         model = DebertaV2Model(DebertaV2Config(**sizes, **relative, intermediate_size=80)).eval()
+    elif kind == "t5 encoder":
+        config = T5Config(vocab_size=100, d_model=48, d_ff=80, d_kv=12, num_layers=2, num_heads=4)
+        model = T5EncoderModel(config).eval()
     else:
         model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=48, n_layer=2, n_head=4)).eval()
     ids = torch.randint(100, (16, 32))
@@ -156,6 +210,7 @@ def test_other_stacks_of_layers(kind: str) -> None:
     measured = compress_loaded(model, plans, ids, "fast")
     assert list(measured) == list(plans)
     inside = [name for name in plans if ".layer." in name or ".h." in name]
+    assert len(plans) - len(inside) == (kind == "bert")  # the pooler
     assert all(measured[name]["output_error"] < 0.05 for name in inside)
     assert all("output_error" not in measured[name] for name in plans.keys() - set(inside))
     with torch.no_grad():
@@ -163,11 +218,31 @@ def test_other_stacks_of_layers(kind: str) -> None:
     assert error < 0.15
 
 
-def test_a_model_with_two_stacks_is_refused() -> None:
-    config = T5Config(vocab_size=50, d_model=32, d_ff=32, d_kv=8, num_layers=2, num_heads=4)
-    model = T5ForConditionalGeneration(config)
-    with pytest.raises(ConfigError, match="2 lists of equal layers"):
-        compress_loaded(model, {}, torch.zeros(4, 8, dtype=torch.int64), "fast")
+def encoder_decoder(kind: str) -> torch.nn.Module:
+    if kind == "t5":
+        return T5ForConditionalGeneration(
+            T5Config(vocab_size=50, d_model=32, d_ff=48, d_kv=8, num_layers=2, num_heads=4)
+        )
+    shared = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "vocab_size": 50, "pad_token_id": 0}
+    if kind == "bart":
+        return BartForConditionalGeneration(BartConfig(**shared, **heads))
+    tokens = {"bos_token_id": 1, "eos_token_id": 1, "decoder_start_token_id": 1}
+    return WhisperForConditionalGeneration(WhisperConfig(**shared, **heads, **tokens, num_mel_bins=16))
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "whisper"])
+def test_encoder_decoders_are_refused_at_once(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = encoder_decoder(kind)
+    refused = r"2 lists of equal layers \(.*encoder.*, .*decoder.*\), wanted one .* compress it without calibration"
+    with pytest.raises(ConfigError, match=refused):
+        hf_hyper.compress_model(model, hf_hyper.HyperConfig(calibration="default"))
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr(type(model), "_load_pretrained_model", None)  # weights are not looked at
+    with pytest.raises(ConfigError, match=refused):
+        type(model).from_pretrained(tmp_path, quantization_config=hf_hyper.HyperConfig(calibration="default"))
+    hf_hyper.compress_model(model, hf_hyper.HyperConfig(effort="fast"))
+    assert all(0 < record.relative_error < 0.02 for record in summarize(model).tensors)
 
 
 @pytest.mark.parametrize(
@@ -178,8 +253,11 @@ def test_a_model_with_two_stacks_is_refused() -> None:
         ({"calibration": "default", "hyperfunction": "winding"}, "only 'shift' can use it"),
         ({"calibration": "default", "calibration_tokens": 0}, "calibration_tokens is 0"),
         ({"calibration": "default", "rounding": "nearest"}, "rounding is 'nearest', wanted one of"),
+        ({"calibration": "default", "allocation": "fisher"}, "allocation is 'fisher', wanted one of 'size', 'loss'"),
+        ({"allocation": "loss"}, "allocation 'loss' needs calibration .* got no calibration"),
+        ({"calibration": "default", "rounding": "ldlq", "allocation": "loss"}, "needs .* got rounding 'ldlq'"),
     ],
-    ids=["type", "empty", "winding", "tokens", "rounding"],
+    ids=["type", "empty", "winding", "tokens", "rounding", "allocation", "no text", "no gradients"],
 )
 def test_options_that_cannot_be_used(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

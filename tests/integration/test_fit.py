@@ -3,14 +3,25 @@
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 import hf_hyper
 from hf_hyper.errors import ShapeError
 from hf_hyper.nn import HyperExpertBank, HyperLinear
 from hf_hyper.nn.replace import hyper_modules
 from hf_hyper.pipeline import fit
+from hf_hyper.pipeline.calibrate import compress_loaded
 from hf_hyper.pipeline.stack import Stack
+from hf_hyper.plan import plan_shape
 
 
 def small_model(kind: str) -> torch.nn.Module:
@@ -54,7 +65,7 @@ def test_gradients_are_those_of_the_divergence(kind: str) -> None:
     stack = Stack(model, ids, 2)
     scales = [fit._Scales(layer) for layer in layers]
     with torch.no_grad():
-        fit._backward(stack, scales, stack.entries, wanted)
+        fit._backward(stack, scales, stack.entries, wanted, {})
     reached = [each for each in scales if each.logs[0].grad is not None]
     assert len(scales) - len(reached) == (kind == "bert")  # the pooler comes after the last hidden states
     for each in reached[::3] if kind != "mixtral" else reached[4::6] + reached[5::6]:  # banks of experts
@@ -65,7 +76,7 @@ def test_gradients_are_those_of_the_divergence(kind: str) -> None:
                 moved = kept.float()
                 moved.view(-1)[place] *= factor
                 parameter.data.copy_(moved)
-                losses.append(fit._divergence(stack, last_states(model, ids), wanted)[0])
+                losses.append(fit._divergence(stack, last_states(model, ids), wanted, {})[0])
                 steps.append(float(parameter.view(-1)[place]) / float(kept.view(-1)[place]))  # left of it in 16 bits
             parameter.data.copy_(kept)
             slope = (losses[0] - losses[1]) / (steps[0] - steps[1])
@@ -81,7 +92,7 @@ def test_what_was_not_seen_gets_closer_too(kind: str) -> None:
 
     @torch.no_grad()
     def loss() -> float:
-        return fit._divergence(Stack(model, unseen, 2), last_states(model, unseen), reference)[0]
+        return fit._divergence(Stack(model, unseen, 2), last_states(model, unseen), reference, {})[0]
 
     before, codes = loss(), [layer.codes.clone() for layer in layers]
     losses = fit.fit_scales_to_loss(model, layers, seen, wanted, 4, seed=0)
@@ -89,6 +100,40 @@ def test_what_was_not_seen_gets_closer_too(kind: str) -> None:
     assert loss() < 0.97 * before
     assert all(torch.equal(layer.codes, code) for layer, code in zip(layers, codes, strict=True))
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_heads_and_embeddings_are_fitted_with_the_layers() -> None:
+    draw = torch.Generator().manual_seed(5)
+    seen, unseen = torch.randint(60, (2, 64, 32), generator=draw)
+    sizes = {"vocab_size": 60, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+    def model() -> LlamaForCausalLM:
+        torch.manual_seed(0)
+        net = LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=80, tie_word_embeddings=False)).eval()
+        for parameter in net.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        return net.requires_grad_(False)
+
+    @torch.no_grad()
+    def divergence(net: LlamaForCausalLM) -> float:
+        wanted = model()(unseen).logits.log_softmax(-1)
+        return float((wanted.exp() * (wanted - net(unseen).logits.log_softmax(-1))).sum(-1).mean())
+
+    config = hf_hyper.HyperConfig(bits=2, effort="fast", modules_to_not_convert=[], compress_embeddings=True)
+    found, heads = {}, {}
+    for rounding in ("fisher", "fit"):
+        net = model()
+        plans = {
+            name: plan_shape(config, tuple(module.weight.shape), False)
+            for name, module in net.named_modules()
+            if isinstance(module, torch.nn.Linear | torch.nn.Embedding)
+        }
+        compress_loaded(net, plans, seen, "best", rounding=rounding)
+        assert isinstance(net.lm_head, HyperLinear)
+        found[rounding], heads[rounding] = divergence(net), net.lm_head
+    assert torch.equal(heads["fit"].codes, heads["fisher"].codes)
+    assert not torch.equal(heads["fit"].out_scale, heads["fisher"].out_scale)
+    assert found["fit"] < 0.97 * found["fisher"]
 
 
 def test_rows_of_zeros_stay_zero() -> None:

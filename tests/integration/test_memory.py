@@ -1,4 +1,4 @@
-"""Resident memory of a loaded model, measured in a process of its own."""
+"""Resident memory of a loaded model and of calibration, measured in processes of their own."""
 
 import subprocess
 import sys
@@ -75,3 +75,47 @@ def test_loaded_model_is_as_large_as_its_file(tmp_path: Path, monkeypatch: pytes
     grown, stored = (int(number) for number in finished.stdout.split())
     assert stored > 30e6
     assert 0.9 * stored < grown < 1.1 * stored + WORKSPACE, f"{grown} bytes resident for a file of {stored}"
+
+
+LIBRARIES = 40 << 20
+"""Bytes for workspaces of linear algebra and what the allocator keeps of matrices too small to be unmapped."""
+
+CALIBRATE = """
+import re, sys, torch, hf_hyper
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from transformers import LlamaConfig, LlamaForCausalLM
+from hf_hyper.pipeline.calibrate import compress_loaded
+from hf_hyper.plan import plan_shape
+
+def calibrate(hidden, ffn, layers):
+    sizes = {"hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=64)).eval()
+    config = hf_hyper.HyperConfig(bits=4, effort="fast")
+    linears = [(name, m.weight) for name, m in model.named_modules() if "proj" in name]
+    plans = {name: plan_shape(config, tuple(weight.shape), False) for name, weight in linears}
+    status = Path("/proc/self/status").read_text()
+    before = int(re.search(r"VmRSS:\\s+(\\d+)", status)[1])
+    compress_loaded(model, plans, torch.randint(64, (8, 32)), "fast", average=4.0)
+    return 1024 * (getrusage(RUSAGE_SELF).ru_maxrss - before)
+
+calibrate(64, 64, 1)
+print(calibrate(*(int(number) for number in sys.argv[1:])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(_native.load() is None, reason="the torch reference searches with other memory")
+@pytest.mark.parametrize("layers", [1, 8])
+def test_calibration_stays_within_its_bound(layers: int) -> None:
+    hidden, ffn = 128, 768
+    command = [sys.executable, "-c", CALIBRATE, str(hidden), str(ffn), str(layers)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    wide = hidden**2 + ffn**2  # pairs of inputs and of outputs of the layer's largest weights
+    moments = 8 * (4 * 2 * hidden**2 + 3 * wide)
+    states = 4 * 8 * 32 * hidden * (layers + 1 + 2)  # those in the scratch file among them
+    bound = moments + 36 * wide + 32 * hidden * ffn + states
+    assert 8 * moments > bound + LIBRARIES  # moments of all layers would not fit
+    assert int(finished.stdout) < bound + LIBRARIES, f"{finished.stdout} bytes at most, wanted {bound}"

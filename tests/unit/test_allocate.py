@@ -1,4 +1,4 @@
-"""Rates of layers by their size, and batch norms after compression."""
+"""Rates of layers by their size and by their loss, and batch norms after compression."""
 
 import copy
 import itertools
@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from hf_hyper import ConfigError, HyperConfig, ShapeError, compress_module
-from hf_hyper.pipeline.allocate import mixed_bits, rates_between, spread_bits
+from hf_hyper.encoders.shift import DISTORTION
+from hf_hyper.pipeline.allocate import bits_by_loss, mixed_bits, rates_between, spread_bits
 from hf_hyper.pipeline.batchnorm import align_batch_norms, align_bias
 
 
@@ -33,6 +34,36 @@ def test_fractional_rates_are_met_by_whole_bits(average: float) -> None:
     spent = sum(bits[name] * size for name, size in sizes.items()) / sum(sizes.values())
     assert average * 0.995 <= spent <= average
     assert bits["0.k"] == int(average) + 1
+
+
+def test_no_other_rates_lose_less() -> None:
+    draw = torch.Generator().manual_seed(0)
+    for average in (2.0, 2.4, 3.6, 8.0):
+        names = "abcde"
+        losses = dict(zip(names, (4 ** torch.randn(5, generator=draw)).tolist(), strict=True))
+        bits = bits_by_loss(dict.fromkeys(names, 100), losses, average)
+
+        def loss(rates: tuple[float, ...], losses: dict[str, float] = losses) -> float:
+            return sum(each * DISTORTION[int(rate)] for each, rate in zip(losses.values(), rates, strict=True))
+
+        around = range(max(1, int(average) - 1), min(8, int(average) + 2) + 1)
+        best = min(loss(rates) for rates in itertools.product(around, repeat=5) if sum(rates) <= 5 * average + 1e-6)
+        assert loss(tuple(bits.values())) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("average", [1, 1.75, 2.25, 3, 3.5, 4.1, 7.9])
+def test_rates_by_loss_meet_the_average(average: float) -> None:
+    draw = torch.Generator().manual_seed(1)
+    sizes = {f"{layer}.{name}": size for layer in range(30) for name, size in {"q": 9, "k": 3, "up": 24}.items()}
+    losses = {name: size * float(10 ** torch.randn(1, generator=draw)) for name, size in sizes.items()}
+    bits = bits_by_loss(sizes, losses, average)
+    spent = sum(bits[name] * size for name, size in sizes.items()) / sum(sizes.values())
+    assert average * 0.995 <= spent <= average
+    assert all(max(1, int(average) - 1) <= rate <= min(8, int(average) + 2) for rate in bits.values())
+
+
+def test_what_the_loss_does_not_feel_gets_least() -> None:
+    assert bits_by_loss({"a": 5, "b": 5, "c": 5}, {"a": 0.0, "b": 1.0, "c": 1.0}, 3.4) == {"a": 2, "b": 4, "c": 4}
 
 
 def test_whole_rates_are_left_alone() -> None:

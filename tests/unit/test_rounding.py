@@ -5,10 +5,11 @@ import torch
 from torch import Tensor
 
 from hf_hyper import codec
+from hf_hyper.encoders.shift import DISTORTION
 from hf_hyper.errors import ConfigError, ShapeError
-from hf_hyper.rounding import Knowledge, Moment, output_error, quantize_calibrated
+from hf_hyper.rounding import Knowledge, Moment, output_error, quantize_calibrated, sensitivity
 from hf_hyper.rounding.feedback import round_with_feedback
-from hf_hyper.rounding.moments import block_factor, regularized, trust
+from hf_hyper.rounding.moments import block_factor, left_by_feedback, regularized, trust
 from hf_hyper.rounding.scales import fit_scales
 from hf_hyper.scheme import TensorScheme
 
@@ -81,6 +82,30 @@ def test_feedback_lowers_the_damage_it_knows_of() -> None:
     two = weight - round_with_feedback(weight, scale, to_grid, block_factor(inputs, 16), block_factor(outputs, 16))[1]
     assert damage(one, inputs) < 0.5 * damage(plain, inputs)
     assert damage(two, inputs, outputs) < 0.5 * damage(one, inputs, outputs)
+
+
+def test_what_feedback_leaves_of_white_noise() -> None:
+    matrix = moment(correlated(64)).mean()
+    factor = block_factor(regularized(matrix, 0.1), 16)
+    noise = torch.randn(20000, 64, generator=torch.Generator().manual_seed(1))
+    error = torch.linalg.solve_triangular(factor, noise, upper=False, left=False)
+    left = left_by_feedback(matrix, 16)
+    assert damage(error, matrix) / len(noise) == pytest.approx(left, rel=0.05)
+    assert left < 0.5 * float(matrix.trace())
+    assert left_by_feedback(torch.eye(32), 16) == pytest.approx(32)
+    assert left_by_feedback(torch.zeros(32, 32), 16) == 0
+
+
+@pytest.mark.parametrize("bits", [2, 3, 5])
+def test_the_damage_of_rounding_is_foreseen(bits: int) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(96, 160) * (0.5 + torch.rand(96, 1))
+    inputs, outputs = (torch.randn(2000, width).cumsum(1) * 0.3 + torch.randn(2000, width) for width in (160, 96))
+    knowledge = Knowledge(moment(inputs), moment(outputs))
+    scheme = TensorScheme("shift", bits, 96, 160)
+    error = weight - codec.dequantize(quantize_calibrated(weight, scheme, "balanced", knowledge), scheme)
+    found = len(inputs) * damage(error, knowledge.inputs.mean(), knowledge.outputs.mean())
+    assert sensitivity(weight, scheme, knowledge) * DISTORTION[bits] == pytest.approx(found, rel=0.3)
 
 
 def test_rows_of_scale_zero_stay_zero() -> None:
