@@ -50,8 +50,8 @@ class HyperConfig(QuantizationConfigMixin):
             `"plain"` is LDLQ as published, for comparison. Only with `calibration`.
         allocation: Which tensors get more bits than others: `"loss"` gives bits to those whose errors the model's loss
             feels most, at whole `bits` too, from one below the average to two above; `"size"` stores whole `bits`
-            alike and gives the next bit to small tensors between two of them. None takes `"loss"` between whole bits
-            where `rounding` knows the loss (`"fit"`, `"fisher"`), else `"size"`. `"loss"` costs a tenth more time.
+            alike and gives the next bit to small tensors between two of them. None takes `"loss"` where `rounding`
+            knows the loss (`"fit"`, `"fisher"`), else `"size"`. `"loss"` costs some hundredths more time.
         modules_to_not_convert: Names of modules that stay as they are, with transformers' semantics: None leaves the
             output head, whatever is tied to it and the last module; a list replaces that default.
         compress_embeddings: Compress embedding tables too; those tied to another module stay as they are.
@@ -183,8 +183,7 @@ class HyperConfig(QuantizationConfigMixin):
     @property
     def bits_follow_loss(self) -> bool:
         """Whether rates are chosen by the loss that is expected of them."""
-        chosen = self.allocation == "loss" or (self.allocation is None and self.bits % 1 > 1e-6)
-        return chosen and self._knows_loss
+        return self.allocation != "size" and self._knows_loss
 
     @property
     def _knows_loss(self) -> bool:
