@@ -27,6 +27,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--calibration-tokens", metavar="N", type=int, default=32768, help="tokens read at most (default: 32768)"
     )
     parser.add_argument("--rounding", default="fit", help="with calibration: fit, fisher, ldlq or plain (default: fit)")
+    parser.add_argument(
+        "--allocation", help="with calibration: loss (default, mixes rates by what the model's loss feels) or size"
+    )
     parser.add_argument("--seed", type=int, default=0, help="start of the sign generator (default: 0)")
     parser.add_argument("--device", default="auto", help="where to search, e.g. cpu or cuda (default: auto)")
     parser.add_argument("--resume", action="store_true", help="use tensors that an earlier run finished")
@@ -47,6 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
             calibration=arguments.calibration,
             calibration_tokens=arguments.calibration_tokens,
             rounding=arguments.rounding,
+            allocation=arguments.allocation,
             seed=arguments.seed,
         )
     except ConfigError as error:

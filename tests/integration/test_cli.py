@@ -120,6 +120,7 @@ def test_eval_reads_a_text_file(stories: Path, tmp_path: Path, capsys: pytest.Ca
         (["compress", "a", "b", "--bits", "9"], "bits is 9.0, wanted a number from 1 to 8"),
         (["compress", "a", "b", "--hyperfunction", "sine"], "'sine' does not exist; choose one of"),
         (["compress", "a", "b", "--effort", "heroic"], "wanted one of 'fast', 'balanced', 'best'"),
+        (["compress", "a", "b", "--allocation", "loss"], "allocation 'loss' needs calibration"),
         (["compress", "a", "b", "--seed", "-1"], "seed is -1"),
         (["eval", "a", "--seq-len", "1"], "--seq-len is 1, wanted 2 or more"),
         (["eval", "a", "--text", "missing.txt"], "--text missing.txt is not a file"),
