@@ -163,7 +163,7 @@ def test_a_gradient_that_is_no_number_ends_the_fit(monkeypatch: pytest.MonkeyPat
     model, layers, wanted = compressed("gpt2", ids)
     before = [layer.scale.clone() for layer in layers]
     # What a backward pass in float16 may do while the divergence itself fits.
-    monkeypatch.setattr(fit, "_divergence", lambda _, states, __: (1.0, torch.full_like(states, torch.inf)))
+    monkeypatch.setattr(fit, "_divergence", lambda _, states, *__: (1.0, torch.full_like(states, torch.inf)))
     with pytest.raises(ShapeError, match=r"gradient of the divergence .* is not finite in step 1 of 1"):
         fit.fit_scales_to_loss(model, layers, ids, wanted, 1, seed=0)
     assert all(torch.equal(layer.scale, scale) for layer, scale in zip(layers, before, strict=True))
