@@ -17,8 +17,8 @@ before the fit. Beside the model, memory holds at most
 - in the fit, the hidden states of one batch after every layer, and the originals of output heads that are compressed.
 
 A scratch file takes `layers + 1` times the bytes of the text's hidden states; on the CPU it is mapped, and its pages
-count as resident until the system needs them. Finished tensors are kept in the current `TensorStore`, so that a run
-that was stopped does not search them again; rates and the fit start anew.
+count as resident until the system needs them; a GPU holds them all. Finished tensors are kept in the current
+`TensorStore`, so that a run that was stopped does not search them again; rates and the fit start anew.
 """
 
 import contextlib

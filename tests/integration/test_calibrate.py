@@ -126,7 +126,7 @@ def test_bits_go_where_the_loss_feels_them(bits: float, folder: Path, tmp_path: 
     assert torch.equal(reloaded(ids).logits, model(ids).logits)
 
 
-def test_fractional_rates_follow_the_loss_unless_told_otherwise(folder: Path) -> None:
+def test_rates_follow_the_loss_unless_told_otherwise(folder: Path) -> None:
     options = {**CALIBRATED, "bits": 3.5, "rounding": "fisher", "calibration_tokens": 1024}
     bits = []
     for allocation in (None, "loss", "size"):
