@@ -259,6 +259,8 @@ def _fused(module: nn.Module) -> dict[str, bool]:
 
 
 def _product(rows: Tensor, ids: Tensor, weight: Tensor) -> Tensor:
+    if torch.is_autocast_enabled(rows.device.type):  # what `linear` returns there
+        rows = rows.to(torch.get_autocast_dtype(rows.device.type))
     product = rows.new_zeros(len(rows), weight.shape[1])
     for expert, own in rows_by_expert(ids, len(weight)):
         product[own] = linear(rows[own], weight[expert].to(rows.dtype))

@@ -233,6 +233,19 @@ def test_gradient_reaches_the_hidden_states() -> None:
     assert relative_error(states.grad, wanted) < 0.05
 
 
+def test_split_experts_multiply_under_autocast() -> None:
+    model = sized(gpt_oss())
+    experts = model.model.layers[0].mlp.experts
+    arguments = torch.randn(3, 64), torch.tensor([[0, 2], [2, 3], [0, 3]]), torch.rand(3, 2)
+    with torch.no_grad():
+        wanted = experts(*arguments)
+        split_experts(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (
+                relative_error(model.model.layers[0].mlp.experts(*arguments), wanted) < 0.01
+            )  # bfloat16: 0.004 a step
+
+
 def test_decoded_weights_cannot_be_assigned() -> None:
     model = hf_hyper.compress_model(sized(mixtral()), hf_hyper.HyperConfig(effort="fast"))
     experts = model.model.layers[0].mlp.experts
