@@ -131,7 +131,7 @@ def ablate(
         }
 
 
-def schemes_within(config: HyperConfig, shapes: Mapping[str, tuple[int, int]]) -> dict[str, TensorScheme]:
+def schemes_within(config: HyperConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorScheme]:
     """Scheme of every layer of a step without calibration.
 
     With `winding`, and neither scales nor rotations, the smallest layers have codes one bit shorter, and as many points

@@ -119,11 +119,12 @@ def _photos() -> list[Tensor]:
 
 
 def _other_pictures() -> list[Tensor]:
+    """Pictures that agreement is never measured on."""
     from matplotlib import cbook
     from skimage import data, io
 
-    with cbook.get_sample_data("grace_hopper.jpg") as file:
-        pictures = [io.imread(file), *data.stereo_motorcycle()[:2]]
+    portrait = str(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
+    pictures = [io.imread(portrait), *data.stereo_motorcycle()[:2]]
     pictures += [getattr(data, name)() for name in _OTHER_PICTURES]
     return [torch.from_numpy(picture.copy()) for picture in pictures]
 
