@@ -1,8 +1,8 @@
 """Output channels of equal length before compression, where a batch norm takes the lengths back: no stored bytes.
 
 `winding` has one box per tensor, so all weights of a tensor get errors of one size, and channels with small weights
-relatively large ones. Depthwise convolutions suffer most: their channels can differ by factors of a hundred (Nagel et al.,
-arXiv 1906.04721). A layer followed by a batch norm may have any length for every channel. With the weights w of a
+relatively large ones. Depthwise convolutions suffer most: their channels can differ by factors of a hundred (Nagel et
+al., arXiv 1906.04721). A layer followed by a batch norm may have any length for every channel. With the weights w of a
 channel and its bias b divided by s,
 
     mean      <-  mean / s
