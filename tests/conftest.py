@@ -11,6 +11,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats it
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: kernels run on the CPU
@@ -81,3 +82,9 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def stories() -> Path:
     """Folder of the tiny real language model."""
     return ROOT / "tests" / "data" / "stories260K"
+
+
+@pytest.fixture(scope="session")
+def trained(stories: Path) -> torch.Tensor:
+    """A trained feed-forward matrix, `[172, 64]` float32."""
+    return load_file(stories / "model.safetensors")["model.layers.2.mlp.gate_proj.weight"].float()

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 
 from hf_hyper import hyperfunctions
+from hf_hyper.hyperfunctions.winding import code_width
+from hf_hyper.packing import unpack
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["assert_as_accurate_as", "relative_error", "winding_scheme"]
+__all__ = ["assert_as_accurate_as", "decode_winding", "relative_error", "winding_codes", "winding_scheme"]
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:
@@ -37,3 +39,13 @@ def winding_scheme(out_features: int = 16, in_features: int = 16, bits: float = 
     """`winding` without incoherence, with the options of `HyperConfig(winding=...)`."""
     rate, constants = hyperfunctions.get("winding").resolve(bits, options)
     return TensorScheme("winding", rate, out_features, in_features, incoherence=False, options=constants)
+
+
+def decode_winding(tensors: dict[str, Tensor], scheme: TensorScheme) -> Tensor:
+    """What stored tensors of `winding` stand for, before rotations are undone."""
+    return hyperfunctions.get("winding").decode(tensors, scheme)
+
+
+def winding_codes(tensors: dict[str, Tensor], scheme: TensorScheme) -> Tensor:
+    """Codes of pairs, `[rows, ceil(in_features / 2)]`."""
+    return unpack(tensors["codes"], code_width(scheme), -(-scheme.in_features // 2))

@@ -11,13 +11,16 @@ Steps build on each other as far as `shift`:
 | `paper` | U = 1600, M = 3, integer slope, box of side 0.1, shells and search of the released code: 6.5 bits |
 | `box` | side of the box chosen per tensor |
 | `search` | nearest of all codes, shells that grow geometrically |
-| `whole` | constants paid for: as many points as 13 bits hold, and 12 bits for so many layers that all is 6.5 bits |
 | `direction` | half-integer slope, nearly hexagonal; as many points as 13 bits hold |
 | `scales` | a 16-bit scale for 64 weights |
 | `incoherence` | rotations, in the place of scales |
 | `4 bits` | the same at 4 bits |
 | `shift` | the default of this package at 4 bits; `shift 6`, at nearly the rate of the paper |
-| `fisher` | `shift` at 4 bits, calibrated; `fisher 4.3`: at two thirds of 6.5 bits, all overheads counted |
+| `calibrated` | `shift` at 4 bits, calibrated; `calibrated 4.3`: at two thirds of 6.5 bits, all overheads counted |
+
+The paper's codes take 13 bits a pair, and the centre and shells of every tensor come on top. As far as `direction` a
+few of the smallest layers pay for that: they have as many points as 12 bits hold, so that all that is stored is at
+most 6.5 bits a weight. `layers_below` counts them.
 
 With `--json` an existing file keeps its rows of other steps, so single steps can be measured again.
 
@@ -28,10 +31,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
+import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +50,12 @@ from hf_hyper.bench.quality_methods import decoder_linears
 from hf_hyper.config import HyperConfig
 from hf_hyper.eval import evaluate_model, load_text, windows
 from hf_hyper.hyperfunctions.directions import direction, dispersion_bound
-from hf_hyper.hyperfunctions.winding import DIRECTIONS
+from hf_hyper.hyperfunctions.winding import DIRECTIONS, WindingOptions, code_width
 from hf_hyper.pipeline.allocate import rates_between
 from hf_hyper.pipeline.report import summarize, write_json
+from hf_hyper.scheme import TensorScheme
 
-__all__ = ["STEPS", "ablate", "directions", "main"]
+__all__ = ["STEPS", "ablate", "directions", "main", "schemes_within"]
 
 Row = dict[str, Any]
 
@@ -58,15 +64,14 @@ STEPS: dict[str, dict[str, Any]] = {
     "paper": {"bits": 6.5, "effort": "fast", "winding": {**PAPER, "box_side": 0.1}},
     "box": {"bits": 6.5, "effort": "fast", "winding": PAPER},
     "search": {"bits": 6.5, "winding": PAPER},
-    "whole": {"bits": 6.499, "winding": {"direction": "lattice"}},
     "direction": {"bits": 6.5, "winding": {}},
     "scales": {"bits": 6.5, "winding": {"group_size": 64}},
     "incoherence": {"bits": 6.5, "winding": {"incoherence": True}},
     "4 bits": {"bits": 4, "winding": {"incoherence": True}},
     "shift": {"bits": 4},
     "shift 6": {"bits": 6},
-    "fisher": {"bits": 4, "effort": "best", "calibration": "default"},
-    "fisher 4.3": {"bits": 4.28, "effort": "best", "calibration": "default"},
+    "calibrated": {"bits": 4, "calibration": "default"},
+    "calibrated 4.3": {"bits": 4.28, "calibration": "default"},
 }
 
 
@@ -93,9 +98,12 @@ def ablate(
         if "calibration" in options:
             options["calibration"] = calibration
         config = HyperConfig(hyperfunction="winding" if "winding" in options else "shift", **options)
-        start = time.perf_counter()
+        start, below = time.perf_counter(), 0
         if config.calibration is None:
-            candidate, stored = _rounded(model, originals, config)
+            schemes = schemes_within(config, {name: tuple(layer.weight.shape) for name, layer in originals.items()})
+            stored = sum(codec.bits_per_weight(scheme) * scheme.num_weights for scheme in schemes.values())
+            below = sum(scheme.bits < config.bits for scheme in schemes.values())
+            candidate = _rounded(model, originals, schemes, config.effort)
         else:
             compressed = compress_model(copy.deepcopy(model), config)
             stored = summarize(compressed).compressed_bytes * 8
@@ -114,6 +122,7 @@ def ablate(
             "hyperfunction": config.hyperfunction,
             "options": options,
             "bits_per_weight": stored / weights,
+            "layers_below": below,
             "relative_mse": error / norm,
             "ppl": ppl,
             "ppl_increase": ppl / reference - 1,
@@ -122,20 +131,48 @@ def ablate(
         }
 
 
+def schemes_within(config: HyperConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorScheme]:
+    """Scheme of every layer of a step without calibration.
+
+    With `winding`, and neither scales nor rotations, the smallest layers have codes one bit shorter, and as many points
+    as these hold, until everything stored is at most `config.bits` a weight. Of equal layers those in the middle of the
+    network pay first, where the same relative error costs least.
+
+    Args:
+        config: The step.
+        shapes: Rows and columns of every weight by name, in the order of the network.
+    """
+    names, sizes = list(shapes), {name: math.prod(shape) for name, shape in shapes.items()}
+    rates = rates_between(config, sizes)
+    schemes = {name: config.scheme(*shapes[name], bits=rates.get(name)) for name in names}
+    options = config.winding
+    if config.hyperfunction != "winding" or not isinstance(options, WindingOptions):
+        return schemes
+    if options.group_size is not None or options.incoherence:
+        return schemes
+    shorter = HyperConfig(**{**config.to_dict(), "winding": dataclasses.replace(options, num_points=None)})
+    stored = {name: codec.bits_per_weight(schemes[name]) * sizes[name] for name in names}
+    for place in sorted(range(len(names)), key=lambda i: (sizes[names[i]], abs(2 * i - len(names) + 1), i)):
+        if sum(stored.values()) <= config.bits * sum(sizes.values()):
+            break
+        name = names[place]
+        width = code_width(schemes[name]) - 1
+        schemes[name] = shorter.scheme(*shapes[name], bits=width / options.dimension)
+        stored[name] = codec.bits_per_weight(schemes[name]) * sizes[name]
+    return schemes
+
+
 def _rounded(
-    model: PreTrainedModel, originals: dict[str, nn.Linear], config: HyperConfig
-) -> tuple[PreTrainedModel, float]:
-    """The model with every linear layer stored and decoded, and the stored bits."""
-    candidate, stored = copy.deepcopy(model), 0.0
-    rates = rates_between(config, {name: linear.weight.numel() for name, linear in originals.items()})
+    model: PreTrainedModel, originals: Mapping[str, nn.Linear], schemes: Mapping[str, TensorScheme], effort: str
+) -> PreTrainedModel:
+    """The model with every linear layer stored and decoded."""
+    candidate = copy.deepcopy(model)
     for name, linear in originals.items():
-        weight = linear.weight.detach()
-        scheme = config.scheme(*weight.shape, bits=rates.get(name))
-        tensors = codec.quantize(weight, scheme, config.effort)
-        stored += codec.bits_per_weight(scheme) * weight.numel()
+        tensors = codec.quantize(linear.weight.detach(), schemes[name], effort)
         with torch.no_grad():
-            candidate.get_submodule(name).weight.copy_(codec.dequantize(tensors, scheme))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-    return candidate, stored
+            weight = candidate.get_submodule(name).get_parameter("weight")
+            weight.copy_(codec.dequantize(tensors, schemes[name]))
+    return candidate
 
 
 def directions(num_points: int = 1600) -> Iterator[Row]:
