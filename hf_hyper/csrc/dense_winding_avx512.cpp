@@ -51,8 +51,9 @@ HYPER_INLINE __m512i rounded_pairs(const Floats weight[2]) {
 }
 
 template <bool kNear>
-void decode_panel(const WindingConstants& constants, const uint32_t* const rows[16], int64_t row_words,
-                  int64_t first_pair, int64_t pairs, uint16_t* weights) {
+void decode_panel(const WindingConstants& shared, const uint32_t* const rows[16], int64_t row_words, int64_t first_pair,
+                  int64_t pairs, uint16_t* weights) {
+  const WindingConstants constants = shared;  // stays in registers: no store may reach it
   const int64_t width = constants.width, first_bit = first_pair * width, first_word = first_bit / 32;
   const int64_t words = (first_bit % 32 + pairs * width + 31) / 32;
   __m512i lanes[1 + (kMaxPanelWords + kBlock - 1) / kBlock * kBlock];  // the first has no meaning
@@ -63,10 +64,11 @@ void decode_panel(const WindingConstants& constants, const uint32_t* const rows[
     for (int r = 0; r < 16; ++r) __builtin_prefetch(rows[r] + first_word + words + word);
     transpose_words(rows, first_word + word, wanted, lanes + 1 + word);
   }
-  int64_t last_bit = first_bit % 32 + width - 1;
-  for (int64_t p = 0; p < pairs; ++p, last_bit += width, weights += kStepValues) {
+  uint64_t last_bit = static_cast<uint64_t>(first_bit % 32 + width - 1);
+  for (int64_t p = 0; p < pairs; ++p, last_bit += static_cast<uint64_t>(width), weights += kStepValues) {
     const __m512i* word = lanes + 1 + last_bit / 32;
-    const __m512i found = _mm512_shrdv_epi32(word[0], word[-1], _mm512_set1_epi32(static_cast<int>(31 - last_bit % 32)));
+    const int below = static_cast<int>(31 - last_bit % 32);
+    const __m512i found = _mm512_shrdv_epi32(word[0], word[-1], _mm512_set1_epi32(below));
     Words codes;
     std::memcpy(&codes, &found, sizeof codes);
     Points points;

@@ -14,9 +14,9 @@ namespace {
 
 struct Workspace {
   DenseSpace dense;
-  std::vector<float> product;              // [output blocks, tokens, output_block]
-  std::vector<float> sums;                 // of each token's rotated values
-  std::vector<std::atomic<int64_t>> done;  // output tiles finished, by block
+  std::vector<float> product;          // [output blocks, tokens, output_block]
+  std::vector<float> sums;             // of each token's rotated values
+  std::vector<std::atomic<int>> done;  // output tiles finished, by block
 };
 
 class ShiftWeight {
@@ -29,7 +29,7 @@ class ShiftWeight {
     space.product.resize(static_cast<size_t>(tokens * layout_.out_tiles * kTile));
     space.sums.resize(static_cast<size_t>(tokens));
     if (static_cast<int64_t>(space.done.size()) < layout_.blocks) {
-      space.done = std::vector<std::atomic<int64_t>>(static_cast<size_t>(layout_.blocks));
+      space.done = std::vector<std::atomic<int>>(static_cast<size_t>(layout_.blocks));
     }
     for (int64_t block = 0; block < layout_.blocks; ++block) space.done[block].store(0, std::memory_order_relaxed);
   }
@@ -48,20 +48,20 @@ class ShiftWeight {
                                         tiles, plan_.multiplier, weights);
   }
 
-  void finish(int64_t row_block, int64_t token, int64_t tokens, int64_t parts, const float* sums) {
+  void finish(int64_t row_block, const float* sums) {
     const int tiles = tiles_of(row_block);
     const int64_t first = 2 * row_block;
     float units[kPanelRows] = {};
     for (int r = 0; r < tiles * kTile; ++r) {
       units[r] = from_float16(scale_[first * kTile + r]) * plan_.inverse_deviation;
     }
-    float* to[2] = {product(first, token), tiles == 2 ? product(first + 1, token) : nullptr};
-    dense_.finish_shift(sums, tokens, plan_.bits % 2 == 1, plan_.mean_offset, space_.sums.data() + token, units, to,
+    float* to[2] = {product(first), tiles == 2 ? product(first + 1) : nullptr};
+    dense_.finish_shift(sums, tokens_, plan_.bits % 2 == 1, plan_.mean_offset, space_.sums.data(), units, to,
                         plan_.output_block);
     for (int i = 0; i < tiles; ++i) {
       const int64_t block = (first + i) / layout_.block_tiles;
-      if (space_.done[block].fetch_add(1, std::memory_order_acq_rel) + 1 < layout_.block_tiles * parts) continue;
-      dense_.rotate_output(plan_, block, out_scale_, product(block * layout_.block_tiles, 0), tokens_,
+      if (space_.done[block].fetch_add(1, std::memory_order_acq_rel) + 1 < layout_.block_tiles) continue;
+      dense_.rotate_output(plan_, block, out_scale_, product(block * layout_.block_tiles), tokens_,
                            plan_.output_block, dtype_, y_);
     }
   }
@@ -69,9 +69,9 @@ class ShiftWeight {
  private:
   int tiles_of(int64_t row_block) const { return 2 * row_block + 1 < layout_.out_tiles ? 2 : 1; }
 
-  // Of an output tile; tokens are `output_block` values apart.
-  float* product(int64_t tile, int64_t token) {
-    return space_.product.data() + (tile / layout_.block_tiles * tokens_ + token) * plan_.output_block +
+  // Of an output tile and the first token; tokens are `output_block` values apart.
+  float* product(int64_t tile) {
+    return space_.product.data() + tile / layout_.block_tiles * tokens_ * plan_.output_block +
            tile % layout_.block_tiles * kTile;
   }
 
@@ -94,15 +94,14 @@ bool multiply_shift_dense(const hyper_shift_plan& plan, const uint32_t* codes, c
                           const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, int threads, void* y) {
   const DenseSteps* steps = dense_steps();
   if (steps == nullptr) return false;
-  static thread_local Workspace space;
   const int64_t size = dtype == HYPER_FLOAT32 ? 4 : 2;
-  for (int64_t begin = 0; begin < tokens; begin += kTokensAtOnce) {
-    const int64_t count = std::min(kTokensAtOnce, tokens - begin);
+  in_parts(plan.out_features, tokens, threads, [&](int64_t begin, int64_t count, int on_threads) {
+    static thread_local Workspace space;
     ShiftWeight weight(plan, *steps, codes, scale, out_scale,
                        static_cast<const char*>(x) + begin * plan.in_features * size, dtype, count,
                        static_cast<char*>(y) + begin * plan.out_features * size, space);
-    DenseProduct<ShiftWeight>(weight, *steps, count, threads, space.dense).run(threads);
-  }
+    DenseProduct<ShiftWeight>(weight, *steps, count, on_threads, space.dense).run(on_threads);
+  });
   return true;
 }
 

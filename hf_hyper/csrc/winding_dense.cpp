@@ -13,9 +13,9 @@ namespace {
 class WindingWeight {
  public:
   WindingWeight(const hyper_winding_plan& plan, const DenseSteps& dense, const uint32_t* codes, const float* centre,
-                const float* shell_side, const char* x, int dtype, char* y)
+                const float* shell_side, const char* x, int dtype, int64_t tokens, char* y)
       : plan_(plan), dense_(dense), layout_(plan), constants_(constants_of(plan, centre, shell_side)),
-        decode_(winding_panels()[constants_.near]), codes_(codes), x_(x), y_(y), dtype_(dtype) {}
+        decode_(winding_panels()[constants_.near]), codes_(codes), x_(x), y_(y), dtype_(dtype), tokens_(tokens) {}
 
   int64_t columns() const { return (plan_.in_features + kTile - 1) / kTile * kTile; }
   int64_t row_blocks() const { return (plan_.out_features + kPanelRows - 1) / kPanelRows; }
@@ -37,10 +37,10 @@ class WindingWeight {
     }
   }
 
-  void finish(int64_t row_block, int64_t token, int64_t tokens, int64_t, const float* sums) const {
+  void finish(int64_t row_block, const float* sums) const {
     const int64_t first = row_block * kPanelRows;
     const int64_t rows = std::min<int64_t>(kPanelRows, plan_.out_features - first);
-    dense_.store(sums, tokens, rows, dtype_, y_, token * plan_.out_features + first, plan_.out_features);
+    dense_.store(sums, tokens_, rows, dtype_, y_, first, plan_.out_features);
   }
 
  private:
@@ -53,6 +53,7 @@ class WindingWeight {
   const char* x_;
   char* y_;
   const int dtype_;
+  const int64_t tokens_;
 };
 
 }  // namespace
@@ -61,14 +62,14 @@ bool multiply_winding_dense(const hyper_winding_plan& plan, const uint32_t* code
                             const float* shell_side, const void* x, int dtype, int64_t tokens, int threads, void* y) {
   const DenseSteps* steps = dense_steps();
   if (steps == nullptr) return false;
-  static thread_local DenseSpace space;
   const int64_t size = dtype == HYPER_FLOAT32 ? 4 : 2;
-  for (int64_t begin = 0; begin < tokens; begin += kTokensAtOnce) {
-    const int64_t count = std::min(kTokensAtOnce, tokens - begin);
+  in_parts(plan.out_features, tokens, threads, [&](int64_t begin, int64_t count, int on_threads) {
+    static thread_local DenseSpace space;
     WindingWeight weight(plan, *steps, codes, centre, shell_side,
-                         static_cast<const char*>(x) + begin * plan.in_features * size, dtype, static_cast<char*>(y) + begin * plan.out_features * size);
-    DenseProduct<WindingWeight>(weight, *steps, count, threads, space).run(threads);
-  }
+                         static_cast<const char*>(x) + begin * plan.in_features * size, dtype, count,
+                         static_cast<char*>(y) + begin * plan.out_features * size);
+    DenseProduct<WindingWeight>(weight, *steps, count, on_threads, space).run(on_threads);
+  });
   return true;
 }
 
