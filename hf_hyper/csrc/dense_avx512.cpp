@@ -50,11 +50,10 @@ void decode_shift(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_
   }
 }
 
-void round(const float* values, int64_t columns, uint16_t* activations) {
-  for (int64_t c = 0; c < columns; c += 16) {
-    const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(values + c));
-    std::memcpy(activations + c, &rounded, sizeof rounded);
-  }
+double round(const float* values, int64_t columns, uint16_t* activations) {
+  return sum_of(values, columns, [=](int64_t i, const Float16Lanes& lanes) HYPER_INLINE_LAMBDA {
+    store_lanes(lanes, kTile, HYPER_BFLOAT16, activations, i);
+  });
 }
 
 template <int T>
@@ -123,7 +122,7 @@ void store(const float* sums, int64_t tokens, int64_t rows, int dtype, void* y, 
 
 template <int... K, int... T>
 constexpr DenseSteps dense_table(std::integer_sequence<int, K...>, std::integer_sequence<int, T...>) {
-  return {{decode_shift<K + 1>...}, load_as_float, round, {multiply<T + 1>...}, finish_shift, rotate_output, store};
+  return {{decode_shift<K + 1>...}, load_as_float, rotate, round, {multiply<T + 1>...}, finish_shift, rotate_output, store};
 }
 
 }  // namespace

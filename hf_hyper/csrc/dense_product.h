@@ -45,6 +45,7 @@ struct DenseSpace {
 //   columns()                             of a row, padded to whole tiles
 //   row_blocks()                          of 32 rows, the last one padded
 //   load(token, values)                   activations of one token, [columns] float
+//   loaded(token, sum)                    of those
 //   decode(block, tile, tiles, weights)   a panel of some tiles of columns
 //   finish(block, sums)                   of all tokens, [tokens, 2, 16]
 template <class Weight>
@@ -90,10 +91,12 @@ class DenseProduct {
 
   void load(int64_t token, float* values) {
     weight_.load(token, values);
+    double sum = 0;
     for (int64_t panel = 0; panel < panels_; ++panel) {
       const int64_t tile = first_tile(panel);
-      steps_.round(values + tile * kTile, (first_tile(panel + 1) - tile) * kTile, activations(panel, token));
+      sum += steps_.round(values + tile * kTile, (first_tile(panel + 1) - tile) * kTile, activations(panel, token));
     }
+    weight_.loaded(token, static_cast<float>(sum));
   }
 
   void multiply(int64_t row_block, float* sums) {

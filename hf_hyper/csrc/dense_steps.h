@@ -29,8 +29,10 @@ struct DenseSteps {
                           uint16_t* weights);
   // x[first...] of a HYPER_* dtype -> values [count]
   void (*load)(const void* x, int dtype, int64_t first, int64_t count, float* values);
-  // values [columns] -> activations; columns a multiple of 16
-  void (*round)(const float* values, int64_t columns, uint16_t* activations);
+  // x [in_features] of a HYPER_* dtype -> R_in S_in x, [padded_in] float
+  void (*rotate)(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated);
+  // values [columns] -> activations, and the sum of the values; columns a multiple of 16
+  double (*round)(const float* values, int64_t columns, uint16_t* activations);
   // sums = or, unless `fresh`, += products over `steps` steps; entry t is for t + 1 tokens
   void (*multiply[kDenseTokens])(const uint16_t* weights, const uint16_t* activations, int64_t steps, bool fresh,
                                  float* sums);

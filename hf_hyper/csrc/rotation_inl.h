@@ -207,35 +207,49 @@ inline void mix_axis(float* x, int64_t count, int64_t size, int64_t inner, const
 
 inline int64_t padded_to_tiles(int64_t size) { return (size + kTile - 1) / kTile * kTile; }
 
-// Sum: of 4 vectors in float, of those in float64. `count` is a multiple of 16.
-inline float sum_of(const float* values, int64_t count) {
-  typedef double Doubles __attribute__((vector_size(64)));
-  typedef float Floats __attribute__((vector_size(32)));
-  Doubles sums[2] = {};
-  const auto add = [&sums](const Float16Lanes& part) HYPER_INLINE_LAMBDA {
-    Floats halves[2];
+// Sum of vectors: of 4 in float, of those in float64.
+class Sum {
+ public:
+  HYPER_INLINE void add(const Float16Lanes& part) {
+    Halves halves[2];
     std::memcpy(halves, &part, sizeof halves);
-    sums[0] += __builtin_convertvector(halves[0], Doubles);
-    sums[1] += __builtin_convertvector(halves[1], Doubles);
-  };
+    sums_[0] += __builtin_convertvector(halves[0], Doubles);
+    sums_[1] += __builtin_convertvector(halves[1], Doubles);
+  }
+  HYPER_INLINE double total() const {
+    const Doubles all = sums_[0] + sums_[1];
+    double total = 0;
+    for (int lane = 0; lane < 8; ++lane) total += all[lane];
+    return total;
+  }
+
+ private:
+  typedef double Doubles __attribute__((vector_size(64)));
+  typedef float Halves __attribute__((vector_size(32)));
+  Doubles sums_[2] = {};
+};
+
+// Sum of values [count], a multiple of 16; each(i, lanes) sees values i..i + 15.
+template <class Each>
+HYPER_INLINE double sum_of(const float* values, int64_t count, Each each) {
+  Sum sum;
   int64_t i = 0;
   for (; i + 64 <= count; i += 64) {
-    Float16Lanes a, b, c, d;
-    load16(a, values + i);
-    load16(b, values + i + 16);
-    load16(c, values + i + 32);
-    load16(d, values + i + 48);
-    add((a + b) + (c + d));
+    Float16Lanes a[4];
+    HYPER_UNROLL
+    for (int v = 0; v < 4; ++v) {
+      load16(a[v], values + i + 16 * v);
+      each(i + 16 * v, a[v]);
+    }
+    sum.add((a[0] + a[1]) + (a[2] + a[3]));
   }
   for (; i < count; i += 16) {
     Float16Lanes last;
     load16(last, values + i);
-    add(last);
+    each(i, last);
+    sum.add(last);
   }
-  const Doubles all = sums[0] + sums[1];
-  double total = 0;
-  for (int lane = 0; lane < 8; ++lane) total += all[lane];
-  return static_cast<float>(total);
+  return sum.total();
 }
 
 // x [count] times signs and `scale` -> the first stages of the transform, for runs of `run`; x may be `out`.
@@ -252,7 +266,7 @@ inline void signed_hadamard(const Value* x, const float* signs, float scale, int
       [=](int64_t i, const Float16Lanes& lanes) HYPER_INLINE_LAMBDA { store16(out + i, lanes); });
 }
 
-inline float rotate_input(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated) {
+inline void rotate(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated) {
   const int64_t padded = padded_to_tiles(plan.in_features), width = padded / plan.input_blocks;
   const int64_t power = width & -width, run = power < 128 ? power : 128;
   const float scale = 1.0f / std::sqrt(static_cast<float>(power));
@@ -272,7 +286,12 @@ inline float rotate_input(const hyper_shift_plan& plan, const void* x, int dtype
     mix_axis(rotated, padded, size, inner, matrix);
     matrix += size * size;
   }
-  return sum_of(rotated, padded);
+}
+
+inline float rotate_input(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated) {
+  rotate(plan, x, dtype, rotated);
+  return static_cast<float>(
+      sum_of(rotated, padded_to_tiles(plan.in_features), [](int64_t, const Float16Lanes&) HYPER_INLINE_LAMBDA {}));
 }
 
 inline void rotate_output(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, const float* y,

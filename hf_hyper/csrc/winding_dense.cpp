@@ -25,6 +25,8 @@ class WindingWeight {
     std::fill(values + plan_.in_features, values + columns(), 0.0f);
   }
 
+  void loaded(int64_t, float) const {}
+
   void decode(int64_t row_block, int64_t tile, int64_t tiles, uint16_t* weights) const {
     for (int v = 0; v < 2; ++v) {
       const uint32_t* rows[16];
