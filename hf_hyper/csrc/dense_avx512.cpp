@@ -1,8 +1,11 @@
 // Products for many tokens: AVX-512 with BF16.
+#include <immintrin.h>
+
 #include <cstring>
 #include <utility>
 
 #include "dense_steps.h"
+#include "rotation_inl.h"
 #include "shift_lanes_inl.h"
 #include "simd/words_avx512.h"
 
@@ -47,14 +50,10 @@ void decode_shift(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_
   }
 }
 
-void arrange(const float* values, int64_t columns, int token, int tokens, uint16_t* activations) {
-  for (int64_t c = 0; c < columns; c += 16) {
-    alignas(32) uint32_t pairs[8];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(values + c)));
-    for (int i = 0; i < 8; ++i) {
-      std::memcpy(activations + ((c / 2 + i) * tokens + token) * 2, pairs + i, sizeof pairs[i]);
-    }
-  }
+double round(const float* values, int64_t columns, uint16_t* activations) {
+  return sum_of(values, columns, [=](int64_t i, const Float16Lanes& lanes) HYPER_INLINE_LAMBDA {
+    store_lanes(lanes, kTile, HYPER_BFLOAT16, activations, i);
+  });
 }
 
 template <int T>
@@ -76,13 +75,13 @@ void multiply(const uint16_t* weights, const uint16_t* activations, int64_t step
       HYPER_UNROLL
       for (int t = 0; t < T; ++t) {
         int pair;
-        std::memcpy(&pair, activations + 2 * t, sizeof pair);
+        std::memcpy(&pair, activations + t * kPanelColumns, sizeof pair);
         const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
         sum[i][t][0] = _mm512_dpbf16_ps(sum[i][t][0], row[0], x);
         sum[i][t][1] = _mm512_dpbf16_ps(sum[i][t][1], row[1], x);
       }
       weights += kStepValues;
-      activations += 2 * T;
+      activations += 2;
     }
   }
   HYPER_UNROLL
@@ -111,9 +110,19 @@ void finish_shift(const float* sums, int64_t tokens, bool odd, float offset, con
   }
 }
 
+void store(const float* sums, int64_t tokens, int64_t rows, int dtype, void* y, int64_t first, int64_t stride) {
+  for (int64_t m = 0; m < tokens; ++m, sums += kPanelRows, first += stride) {
+    for (int64_t r = 0; r < rows; r += kTile) {
+      Float16Lanes lanes;
+      load16(lanes, sums + r);
+      store_lanes(lanes, rows - r, dtype, y, first + r);
+    }
+  }
+}
+
 template <int... K, int... T>
 constexpr DenseSteps dense_table(std::integer_sequence<int, K...>, std::integer_sequence<int, T...>) {
-  return {{decode_shift<K + 1>...}, arrange, {multiply<T + 1>...}, finish_shift};
+  return {{decode_shift<K + 1>...}, load_as_float, rotate, round, {multiply<T + 1>...}, finish_shift, rotate_output, store};
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 // multiplied with a panel, in blocks of up to kDenseTokens, before the next one is decoded. A step is two columns:
 //
 //     weights      [steps, 2 vectors, 16 lanes, 2]   the rows of the lanes are the decoder's affair
-//     activations  [steps, tokens of the block, 2]
+//     activations  [tokens of the block, 256]        of which a narrower panel leaves the last ones unused
 //     sums         [tokens of the block, 2 vectors, 16 lanes]
 #pragma once
 
@@ -18,7 +18,8 @@ namespace hyper {
 constexpr int kDenseTokens = 12;  // times 2 vectors are 24 sums, which leaves registers for the operands
 constexpr int kPanelRows = 32;
 constexpr int kPanelTiles = 16;
-constexpr int kPanelSteps = kPanelTiles * kTile / 2;
+constexpr int kPanelColumns = kPanelTiles * kTile;
+constexpr int kPanelSteps = kPanelColumns / 2;
 constexpr int kStepValues = 2 * kPanelRows;
 
 struct DenseSteps {
@@ -26,8 +27,12 @@ struct DenseSteps {
   // rates vector v holds the rows of tile v, at odd ones rows v, v + 2, ... of both.
   void (*decode_shift[8])(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_t multiplier,
                           uint16_t* weights);
-  // values [columns] float -> activations of token `token` of `tokens`; columns even
-  void (*arrange)(const float* values, int64_t columns, int token, int tokens, uint16_t* activations);
+  // x[first...] of a HYPER_* dtype -> values [count]
+  void (*load)(const void* x, int dtype, int64_t first, int64_t count, float* values);
+  // x [in_features] of a HYPER_* dtype -> R_in S_in x, [padded_in] float
+  void (*rotate)(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated);
+  // values [columns] -> activations, and the sum of the values; columns a multiple of 16
+  double (*round)(const float* values, int64_t columns, uint16_t* activations);
   // sums = or, unless `fresh`, += products over `steps` steps; entry t is for t + 1 tokens
   void (*multiply[kDenseTokens])(const uint16_t* weights, const uint16_t* activations, int64_t steps, bool fresh,
                                  float* sums);
@@ -35,12 +40,17 @@ struct DenseSteps {
   // tiles in order, tokens `stride` values apart; to[1] may be null
   void (*finish_shift)(const float* sums, int64_t tokens, bool odd, float offset, const float* totals,
                        const float* units, float* const to[2], int64_t stride);
+  // As in shift_matmul_steps.h.
+  void (*rotate_output)(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, const float* y,
+                        int64_t tokens, int64_t stride, int dtype, void* out);
+  // The first `rows` of sums [tokens, 2, 16] -> y[first...] of a HYPER_* dtype, tokens `stride` values apart
+  void (*store)(const float* sums, int64_t tokens, int64_t rows, int dtype, void* y, int64_t first, int64_t stride);
 };
 
-// 16 rows of `winding` from words[0..15] on, where a panel begins and of which available[r] may be read: `groups` groups ->
-// vector `v` of the panel.
-using DecodeWinding = void (*)(const WindingConstants& constants, const uint32_t* const words[16],
-                               const int64_t available[16], int64_t groups, int v, uint16_t* weights);
+// Some pairs of columns of 16 rows of `winding`, `row_words` words each -> a vector of the steps of a panel; pairs beyond
+// the rows give weights of no meaning.
+using DecodeWinding = void (*)(const WindingConstants& constants, const uint32_t* const rows[16], int64_t row_words,
+                               int64_t first_pair, int64_t pairs, uint16_t* weights);
 
 // Null where this machine, this build or the instruction set in use has no such steps.
 const DenseSteps* dense_steps();

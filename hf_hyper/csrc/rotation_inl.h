@@ -11,11 +11,17 @@
 #include "shift_matmul_steps.h"
 #include "simd/unroll.h"
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace hyper {
 namespace {
 
 typedef float Float16Lanes __attribute__((vector_size(64)));
 typedef int32_t Index16Lanes __attribute__((vector_size(64)));
+typedef uint32_t Bits16Lanes __attribute__((vector_size(64)));
+typedef uint16_t Half16Lanes __attribute__((vector_size(32)));
 
 HYPER_INLINE void load16(Float16Lanes& out, const float* p) { std::memcpy(&out, p, 64); }
 HYPER_INLINE void store16(float* p, const Float16Lanes& a) { std::memcpy(p, &a, 64); }
@@ -39,19 +45,56 @@ HYPER_INLINE void butterfly(Float16Lanes& x) {
   x = other + x * signs;
 }
 
-// Walsh-Hadamard transforms of consecutive runs of 16 * kVectors, times `scale`, in registers.
-template <int kVectors>
-HYPER_INLINE void hadamard_runs(float* x, int64_t count, float scale) {
+HYPER_INLINE void load16(Float16Lanes& out, const uint16_t* bfloat16) {
+#if defined(__AVX512F__)  // compilers take five instructions for it
+  const __m512i bits = _mm512_slli_epi32(
+      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bfloat16))), 16);
+#else
+  Half16Lanes half;
+  std::memcpy(&half, bfloat16, sizeof half);
+  const Bits16Lanes bits = __builtin_convertvector(half, Bits16Lanes) << 16;
+#endif
+  std::memcpy(&out, &bits, sizeof out);
+}
+
+HYPER_OUTLINE inline void store_values(const float* values, int64_t count, int dtype, void* to, int64_t first) {
+  if (count > 0) store_as(values, count < 16 ? count : 16, dtype, to, first);
+}
+
+// The first `count` lanes -> to[first...] of a HYPER_* dtype.
+HYPER_INLINE void store_lanes(const Float16Lanes& lanes, int64_t count, int dtype, void* to, int64_t first) {
+  if (dtype == HYPER_BFLOAT16 && count >= 16) {
+#if defined(__AVX512BF16__)
+    __m512 values;
+    std::memcpy(&values, &lanes, sizeof values);
+    const __m256bh rounded = _mm512_cvtneps_pbh(values);
+#else
+    Bits16Lanes bits;
+    std::memcpy(&bits, &lanes, sizeof bits);
+    const Bits16Lanes even = (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+    const Half16Lanes rounded = __builtin_convertvector(lanes == lanes ? even : Bits16Lanes{} + 0x7fc0u, Half16Lanes);
+#endif
+    std::memcpy(static_cast<uint16_t*>(to) + first, &rounded, sizeof rounded);
+    return;
+  }
+  float values[16];
+  store16(values, lanes);
+  store_values(values, count, dtype, to, first);
+}
+
+// Walsh-Hadamard transforms of consecutive runs of 16 * kVectors values, not scaled, in registers: load(i, lanes) gives
+// values i..i + 15, store(i, lanes) takes them.
+template <int kVectors, class Load, class Store>
+HYPER_INLINE void hadamard_runs(int64_t count, Load load, Store store) {
   for (int64_t start = 0; start < count; start += 16 * kVectors) {
     Float16Lanes a[kVectors];
     HYPER_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      load16(a[v], x + start + 16 * v);
+      load(start + 16 * v, a[v]);
       butterfly<1>(a[v]);
       butterfly<2>(a[v]);
       butterfly<4>(a[v]);
       butterfly<8>(a[v]);
-      a[v] *= scale;
     }
     HYPER_UNROLL
     for (int half = 1; half < kVectors; half *= 2) {
@@ -64,17 +107,21 @@ HYPER_INLINE void hadamard_runs(float* x, int64_t count, float scale) {
       }
     }
     HYPER_UNROLL
-    for (int v = 0; v < kVectors; ++v) store16(x + start + 16 * v, a[v]);
+    for (int v = 0; v < kVectors; ++v) store(start + 16 * v, a[v]);
   }
 }
 
-// Walsh-Hadamard transforms of consecutive runs of `width` (a power of two, at least 16), times `scale`.
-inline void hadamard(float* x, int64_t count, int64_t width, float scale) {
-  int64_t half = width < 128 ? width : 128;
-  if (half == 16) hadamard_runs<1>(x, count, scale);
-  if (half == 32) hadamard_runs<2>(x, count, scale);
-  if (half == 64) hadamard_runs<4>(x, count, scale);
-  if (half == 128) hadamard_runs<8>(x, count, scale);
+// The same for runs of `width`: 16, 32, 64 or 128.
+template <class Load, class Store>
+inline void short_hadamard(int64_t count, int64_t width, Load load, Store store) {
+  if (width == 16) hadamard_runs<1>(count, load, store);
+  if (width == 32) hadamard_runs<2>(count, load, store);
+  if (width == 64) hadamard_runs<4>(count, load, store);
+  if (width == 128) hadamard_runs<8>(count, load, store);
+}
+
+// From transforms of consecutive runs of `half` to those of runs of `width`, both powers of two and at least 16.
+inline void widen_hadamard(float* x, int64_t count, int64_t half, int64_t width) {
   for (; 4 * half <= width; half *= 4) {  // two stages in one pass over memory
     for (int64_t start = 0; start < count; start += 4 * half) {
       for (int64_t i = start; i < start + half; i += 16) {
@@ -160,31 +207,77 @@ inline void mix_axis(float* x, int64_t count, int64_t size, int64_t inner, const
 
 inline int64_t padded_to_tiles(int64_t size) { return (size + kTile - 1) / kTile * kTile; }
 
-// Sum in float64, which no order of the additions can spoil. `count` is a multiple of 16.
-inline float sum_of(const float* values, int64_t count) {
-  typedef double Doubles __attribute__((vector_size(64)));
-  typedef float Floats __attribute__((vector_size(32)));
-  Doubles sums[2] = {};
-  for (int64_t i = 0; i < count; i += 16) {
-    HYPER_UNROLL
-    for (int v = 0; v < 2; ++v) {
-      Floats part;
-      std::memcpy(&part, values + i + 8 * v, sizeof part);
-      sums[v] += __builtin_convertvector(part, Doubles);
-    }
+// Sum of vectors: of 4 in float, of those in float64.
+class Sum {
+ public:
+  HYPER_INLINE void add(const Float16Lanes& part) {
+    Halves halves[2];
+    std::memcpy(halves, &part, sizeof halves);
+    sums_[0] += __builtin_convertvector(halves[0], Doubles);
+    sums_[1] += __builtin_convertvector(halves[1], Doubles);
   }
-  const Doubles all = sums[0] + sums[1];
-  double total = 0;
-  for (int i = 0; i < 8; ++i) total += all[i];
-  return static_cast<float>(total);
+  HYPER_INLINE double total() const {
+    const Doubles all = sums_[0] + sums_[1];
+    double total = 0;
+    for (int lane = 0; lane < 8; ++lane) total += all[lane];
+    return total;
+  }
+
+ private:
+  typedef double Doubles __attribute__((vector_size(64)));
+  typedef float Halves __attribute__((vector_size(32)));
+  Doubles sums_[2] = {};
+};
+
+// Sum of values [count], a multiple of 16; each(i, lanes) sees values i..i + 15.
+template <class Each>
+HYPER_INLINE double sum_of(const float* values, int64_t count, Each each) {
+  Sum sum;
+  int64_t i = 0;
+  for (; i + 64 <= count; i += 64) {
+    Float16Lanes a[4];
+    HYPER_UNROLL
+    for (int v = 0; v < 4; ++v) {
+      load16(a[v], values + i + 16 * v);
+      each(i + 16 * v, a[v]);
+    }
+    sum.add((a[0] + a[1]) + (a[2] + a[3]));
+  }
+  for (; i < count; i += 16) {
+    Float16Lanes last;
+    load16(last, values + i);
+    each(i, last);
+    sum.add(last);
+  }
+  return sum.total();
 }
 
-inline float rotate_input(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated) {
+// x [count] times signs and `scale` -> the first stages of the transform, for runs of `run`; x may be `out`.
+template <class Value>
+inline void signed_hadamard(const Value* x, const float* signs, float scale, int64_t count, int64_t run, float* out) {
+  short_hadamard(
+      count, run,
+      [=](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA {
+        Float16Lanes factors;
+        load16(factors, signs + i);
+        load16(lanes, x + i);
+        lanes *= factors * scale;
+      },
+      [=](int64_t i, const Float16Lanes& lanes) HYPER_INLINE_LAMBDA { store16(out + i, lanes); });
+}
+
+inline void rotate(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated) {
   const int64_t padded = padded_to_tiles(plan.in_features), width = padded / plan.input_blocks;
-  load_scaled(x, dtype, plan.in_features, plan.signs_in, rotated);
-  for (int64_t i = plan.in_features; i < padded; ++i) rotated[i] = 0.0f;
-  const int64_t power = width & -width;
-  hadamard(rotated, padded, power, 1.0f / std::sqrt(static_cast<float>(power)));
+  const int64_t power = width & -width, run = power < 128 ? power : 128;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(power));
+  if (dtype == HYPER_BFLOAT16 && padded == plan.in_features) {
+    signed_hadamard(static_cast<const uint16_t*>(x), plan.signs_in, scale, padded, run, rotated);
+  } else {
+    load_as_float(x, dtype, 0, plan.in_features, rotated);
+    for (int64_t i = plan.in_features; i < padded; ++i) rotated[i] = 0.0f;
+    signed_hadamard(static_cast<const float*>(rotated), plan.signs_in, scale, padded, run, rotated);
+  }
+  widen_hadamard(rotated, padded, run, power);
   int64_t inner = width;
   const float* matrix = plan.cosines;
   for (int f = 0; f < plan.num_factors; ++f) {
@@ -193,20 +286,33 @@ inline float rotate_input(const hyper_shift_plan& plan, const void* x, int dtype
     mix_axis(rotated, padded, size, inner, matrix);
     matrix += size * size;
   }
-  return sum_of(rotated, padded);
 }
 
-inline void rotate_output(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, float* y,
+inline float rotate_input(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated) {
+  rotate(plan, x, dtype, rotated);
+  return static_cast<float>(
+      sum_of(rotated, padded_to_tiles(plan.in_features), [](int64_t, const Float16Lanes&) HYPER_INLINE_LAMBDA {}));
+}
+
+inline void rotate_output(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, const float* y,
                           int64_t tokens, int64_t stride, int dtype, void* out) {
   const int64_t width = plan.output_block, first = block * width;
   const int64_t rows = first + width <= plan.out_features ? width : plan.out_features - first;
   const float scale = 1.0f / std::sqrt(static_cast<float>(width));
-  float factors[kMaxOutputBlock];
-  for (int64_t r = 0; r < rows; ++r) factors[r] = plan.signs_out[first + r] * from_bfloat16(out_scale[first + r]);
+  float factors[kMaxOutputBlock] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    factors[r] = scale * plan.signs_out[first + r] * from_bfloat16(out_scale[first + r]);
+  }
   for (int64_t m = 0; m < tokens; ++m, y += stride) {
-    hadamard(y, width, width, scale);
-    for (int64_t r = 0; r < rows; ++r) y[r] *= factors[r];
-    store_as(y, rows, dtype, out, m * plan.out_features + first);
+    const int64_t to = m * plan.out_features + first;
+    short_hadamard(
+        width, width, [&](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA { load16(lanes, y + i); },
+        [&](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA {
+          Float16Lanes factor;
+          load16(factor, factors + i);
+          lanes *= factor;
+          store_lanes(lanes, rows - i, dtype, out, to + i);
+        });
   }
 }
 

@@ -24,8 +24,7 @@ class ShiftWeight {
   ShiftWeight(const hyper_shift_plan& plan, const DenseSteps& dense, const uint32_t* codes, const uint16_t* scale,
               const uint16_t* out_scale, const char* x, int dtype, int64_t tokens, char* y, Workspace& space)
       : plan_(plan), codes_(codes), scale_(scale), out_scale_(out_scale), x_(x), y_(y), dtype_(dtype),
-        size_(dtype == HYPER_FLOAT32 ? 4 : 2), tokens_(tokens), common_(matmul_steps()), layout_(plan),
-        dense_(dense), space_(space) {
+        size_(dtype == HYPER_FLOAT32 ? 4 : 2), tokens_(tokens), layout_(plan), dense_(dense), space_(space) {
     space.product.resize(static_cast<size_t>(tokens * layout_.out_tiles * kTile));
     space.sums.resize(static_cast<size_t>(tokens));
     if (static_cast<int64_t>(space.done.size()) < layout_.blocks) {
@@ -37,9 +36,11 @@ class ShiftWeight {
   int64_t columns() const { return layout_.columns; }
   int64_t row_blocks() const { return (layout_.out_tiles + 1) / 2; }
 
-  void load(int64_t token, float* values) {
-    space_.sums[token] = common_.rotate_input(plan_, x_ + token * plan_.in_features * size_, dtype_, values);
+  void load(int64_t token, float* values) const {
+    dense_.rotate(plan_, x_ + token * plan_.in_features * size_, dtype_, values);
   }
+
+  void loaded(int64_t token, float sum) { space_.sums[token] = sum; }
 
   void decode(int64_t row_block, int64_t tile, int64_t tiles, uint16_t* weights) const {
     // A last tile keeps itself company.
@@ -61,8 +62,8 @@ class ShiftWeight {
     for (int i = 0; i < tiles; ++i) {
       const int64_t block = (first + i) / layout_.block_tiles;
       if (space_.done[block].fetch_add(1, std::memory_order_acq_rel) + 1 < layout_.block_tiles) continue;
-      common_.rotate_output(plan_, block, out_scale_, product(block * layout_.block_tiles), tokens_, plan_.output_block,
-                            dtype_, y_);
+      dense_.rotate_output(plan_, block, out_scale_, product(block * layout_.block_tiles), tokens_,
+                           plan_.output_block, dtype_, y_);
     }
   }
 
@@ -82,7 +83,6 @@ class ShiftWeight {
   char* y_;
   const int dtype_, size_;
   const int64_t tokens_;
-  const MatmulSteps& common_;
   const ShiftLayout layout_;
   const DenseSteps& dense_;
   Workspace& space_;
@@ -94,15 +94,14 @@ bool multiply_shift_dense(const hyper_shift_plan& plan, const uint32_t* codes, c
                           const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, int threads, void* y) {
   const DenseSteps* steps = dense_steps();
   if (steps == nullptr) return false;
-  static thread_local Workspace space;
   const int64_t size = dtype == HYPER_FLOAT32 ? 4 : 2;
-  for (int64_t begin = 0; begin < tokens; begin += kTokensAtOnce) {
-    const int64_t count = std::min(kTokensAtOnce, tokens - begin);
+  in_parts(plan.out_features, tokens, threads, [&](int64_t begin, int64_t count, int on_threads) {
+    static thread_local Workspace space;
     ShiftWeight weight(plan, *steps, codes, scale, out_scale,
                        static_cast<const char*>(x) + begin * plan.in_features * size, dtype, count,
                        static_cast<char*>(y) + begin * plan.out_features * size, space);
-    DenseProduct<ShiftWeight>(weight, *steps, count, space.dense).run(threads);
-  }
+    DenseProduct<ShiftWeight>(weight, *steps, count, on_threads, space.dense).run(on_threads);
+  });
   return true;
 }
 

@@ -45,9 +45,9 @@ struct MatmulSteps {
   void (*arrange)(const float* values, int64_t in_tiles, bool int8, int token, int tokens, uint32_t* activations);
   // x [in_features] of HYPER_* dtype -> R_in S_in x, [padded_in] float, and its sum
   float (*rotate_input)(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated);
-  // y [tokens, output_block] of block `block`, in the rotated basis and overwritten, tokens `stride` values apart -> its
-  // columns of out [tokens, out_features]
-  void (*rotate_output)(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, float* y,
+  // y [tokens, output_block] of block `block` in the rotated basis, tokens `stride` values apart -> its columns of
+  // out [tokens, out_features]
+  void (*rotate_output)(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, const float* y,
                         int64_t tokens, int64_t stride, int dtype, void* out);
   // product [rows] of a HYPER_* dtype -> (product - offset) * units, [rows] float
   void (*scale_product)(const void* product, int dtype, int64_t rows, const float* units, float offset, float* values);

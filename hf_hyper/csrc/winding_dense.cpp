@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "dense_product.h"
-#include "float16_inl.h"
 #include "winding_layout.h"
 #include "winding_product.h"
 
@@ -13,44 +12,42 @@ namespace {
 
 class WindingWeight {
  public:
-  WindingWeight(const hyper_winding_plan& plan, const uint32_t* codes, const float* centre, const float* shell_side,
-                const char* x, int dtype, int64_t tokens, char* y)
-      : plan_(plan), layout_(plan), constants_(constants_of(plan, centre, shell_side)),
+  WindingWeight(const hyper_winding_plan& plan, const DenseSteps& dense, const uint32_t* codes, const float* centre,
+                const float* shell_side, const char* x, int dtype, int64_t tokens, char* y)
+      : plan_(plan), dense_(dense), layout_(plan), constants_(constants_of(plan, centre, shell_side)),
         decode_(winding_panels()[constants_.near]), codes_(codes), x_(x), y_(y), dtype_(dtype), tokens_(tokens) {}
 
-  int64_t columns() const { return layout_.groups * 2 * kPairs; }
+  int64_t columns() const { return (plan_.in_features + kTile - 1) / kTile * kTile; }
   int64_t row_blocks() const { return (plan_.out_features + kPanelRows - 1) / kPanelRows; }
 
   void load(int64_t token, float* values) const {
-    load_as_float(x_, dtype_, token * plan_.in_features, plan_.in_features, values);
+    dense_.load(x_, dtype_, token * plan_.in_features, plan_.in_features, values);
     std::fill(values + plan_.in_features, values + columns(), 0.0f);
   }
 
+  void loaded(int64_t, float) const {}
+
   void decode(int64_t row_block, int64_t tile, int64_t tiles, uint16_t* weights) const {
-    const int64_t skipped = tile / 4 * plan_.width;  // two groups, which are four tiles, are `width` words
     for (int v = 0; v < 2; ++v) {
-      const uint32_t* words[16];
-      int64_t available[16];
+      const uint32_t* rows[16];
       for (int r = 0; r < 16; ++r) {
         // Rows beyond the last repeat it.
         const int64_t row = std::min(row_block * kPanelRows + v * 16 + r, plan_.out_features - 1);
-        words[r] = codes_ + row * layout_.row_words + skipped;
-        available[r] = (plan_.out_features - row) * layout_.row_words - skipped;
+        rows[r] = codes_ + row * layout_.row_words;
       }
-      decode_(constants_, words, available, tiles / 2, v, weights);
+      decode_(constants_, rows, layout_.row_words, tile * kTile / 2, tiles * kTile / 2, weights + v * kStepValues / 2);
     }
   }
 
   void finish(int64_t row_block, const float* sums) const {
     const int64_t first = row_block * kPanelRows;
     const int64_t rows = std::min<int64_t>(kPanelRows, plan_.out_features - first);
-    for (int64_t m = 0; m < tokens_; ++m) {
-      store_as(sums + m * kPanelRows, rows, dtype_, y_, m * plan_.out_features + first);
-    }
+    dense_.store(sums, tokens_, rows, dtype_, y_, first, plan_.out_features);
   }
 
  private:
   const hyper_winding_plan& plan_;
+  const DenseSteps& dense_;
   const WindingLayout layout_;
   const WindingConstants constants_;
   const DecodeWinding decode_;
@@ -67,14 +64,14 @@ bool multiply_winding_dense(const hyper_winding_plan& plan, const uint32_t* code
                             const float* shell_side, const void* x, int dtype, int64_t tokens, int threads, void* y) {
   const DenseSteps* steps = dense_steps();
   if (steps == nullptr) return false;
-  static thread_local DenseSpace space;
   const int64_t size = dtype == HYPER_FLOAT32 ? 4 : 2;
-  for (int64_t begin = 0; begin < tokens; begin += kTokensAtOnce) {
-    const int64_t count = std::min(kTokensAtOnce, tokens - begin);
-    WindingWeight weight(plan, codes, centre, shell_side, static_cast<const char*>(x) + begin * plan.in_features * size,
-                         dtype, count, static_cast<char*>(y) + begin * plan.out_features * size);
-    DenseProduct<WindingWeight>(weight, *steps, count, space).run(threads);
-  }
+  in_parts(plan.out_features, tokens, threads, [&](int64_t begin, int64_t count, int on_threads) {
+    static thread_local DenseSpace space;
+    WindingWeight weight(plan, *steps, codes, centre, shell_side,
+                         static_cast<const char*>(x) + begin * plan.in_features * size, dtype, count,
+                         static_cast<char*>(y) + begin * plan.out_features * size);
+    DenseProduct<WindingWeight>(weight, *steps, count, on_threads, space).run(on_threads);
+  });
   return true;
 }
 

@@ -109,12 +109,10 @@ struct Points {
   Words angle[2];
 };
 
-// kNear: no code is so large that its quotient lies beyond the tables.
+// Of codes with any bits above them. kNear: no code is so large that its quotient lies beyond the tables.
 template <bool kNear>
-HYPER_INLINE void locate(const WindingConstants& constants, const uint32_t* words, int phase, Points& points) {
-  Words codes;
-  unpack(constants, words, phase, codes);
-  codes = (codes & constants.mask) | kFloatOne;
+HYPER_INLINE void locate(const WindingConstants& constants, const Words& found, Points& points) {
+  const Words codes = (found & constants.mask) | kFloatOne;
   // Quotient by the codes of a shell. Half a code is added so that rounding, which is less, cannot carry a quotient past
   // an integer: exact for codes below 2^22.
   Ints shell = __builtin_convertvector((reinterpret_cast<Floats>(codes) - (0x1p23f - 0.5f)) * constants.inverse, Ints);
@@ -135,11 +133,10 @@ HYPER_INLINE void locate(const WindingConstants& constants, const uint32_t* word
 
 // Both weights of every point.
 HYPER_INLINE void weigh(const WindingConstants& constants, const Points& points, Floats weight[2]) {
-  const Ints orbit = points.place != ~0u;
+  const Floats side = points.place != ~0u ? points.side : Floats{};
   for (int d = 0; d < 2; ++d) {
-    const Ints angle = reinterpret_cast<Ints>(points.angle[d] - 0x80000000u) & orbit;
-    const Floats coordinate = __builtin_convertvector(angle, Floats) * 0x1p-32f;
-    weight[d] = points.side * coordinate + constants.centre[d];
+    const Ints angle = reinterpret_cast<Ints>(points.angle[d] - 0x80000000u);
+    weight[d] = side * (__builtin_convertvector(angle, Floats) * 0x1p-32f) + constants.centre[d];
   }
 }
 
@@ -171,8 +168,10 @@ void multiply_row(const WindingConstants& constants, const uint32_t* words, int6
   constexpr int kStreams = activation_streams(kTokens);
   Floats sum[kTokens] = {};
   for_groups(constants, words, available, groups, [&](int64_t group, const uint32_t* from, int phase) {
+    Words codes;
+    unpack(constants, from, phase, codes);
     Points points;
-    locate<kNear>(constants, from, phase, points);
+    locate<kNear>(constants, codes, points);
     const Floats side = points.place != ~0u ? points.side : Floats{};
     Floats factor[2];  // theta, or the weight less its centre
     for (int d = 0; d < 2; ++d) {
@@ -214,8 +213,10 @@ template <bool kNear>
 void decode_row(const WindingConstants& constants, const uint32_t* words, int64_t available, int64_t groups,
                 float* weights) {
   for_groups(constants, words, available, groups, [&](int64_t group, const uint32_t* from, int phase) {
+    Words codes;
+    unpack(constants, from, phase, codes);
     Points points;
-    locate<kNear>(constants, from, phase, points);
+    locate<kNear>(constants, codes, points);
     float pairs[2][kPairs];
     Floats weight[2];
     weigh(constants, points, weight);

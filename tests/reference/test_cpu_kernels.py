@@ -92,6 +92,22 @@ def test_dense_product(rows: int, columns: int, bits: int) -> None:
 
 
 @needs_dense
+@pytest.mark.parametrize("rows", [48, 1600])
+@pytest.mark.parametrize("tokens", [1, 40, 200, 515, 1030])
+def test_dense_result_does_not_depend_on_threads(rows: int, tokens: int) -> None:
+    """Threads share the rows, or the tokens where rows are few; a last part of a few tokens would add up otherwise."""
+    scheme = TensorScheme("shift", 4.0, rows, 272)
+    tensors = random_tensors(scheme)
+    plan = cpu._plan(scheme)
+    x = torch.randn(tokens, 272).bfloat16()
+    alone, two, several = (
+        _native.shift_matmul_dense(plan, *tensors.values(), x, threads=threads) for threads in (1, 2, 3)
+    )
+    assert torch.equal(alone, two)
+    assert torch.equal(alone, several)
+
+
+@needs_dense
 def test_dense_product_is_taken_for_bfloat16() -> None:
     scheme = TensorScheme("shift", 4.0, 64, 576)
     assert [cpu.way(tokens, torch.bfloat16, scheme) for tokens in (1, 2, 3, 64)] == ["fused"] * 2 + ["dense"] * 2
