@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <atomic>
 #include <thread>
-#include <vector>
 
+#include "aligned.h"
 #include "dense_steps.h"
 #include "thread_pool.h"
 
@@ -38,7 +38,7 @@ void in_parts(int64_t rows, int64_t tokens, int threads, Multiply multiply) {
 }
 
 struct DenseSpace {
-  std::vector<uint16_t> activations;  // [panels, tokens, kPanelColumns]
+  AlignedVector<uint16_t> activations;  // [panels, tokens, kPanelColumns]
 };
 
 // `Weight` has
@@ -66,8 +66,8 @@ class DenseProduct {
 
  private:
   void work() {
-    static thread_local std::vector<float> kept_values, kept_sums;  // fresh pages would cost more than decoding
-    std::vector<float>&values = kept_values, &sums = kept_sums;
+    static thread_local AlignedVector<float> kept_values, kept_sums;  // fresh pages would cost more than decoding
+    AlignedVector<float>&values = kept_values, &sums = kept_sums;
     values.resize(static_cast<size_t>(weight_.columns()));
     int64_t begin, end;
     while (to_load_.take(&begin, &end)) {

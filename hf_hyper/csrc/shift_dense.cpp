@@ -14,7 +14,7 @@ namespace {
 
 struct Workspace {
   DenseSpace dense;
-  std::vector<float> product;          // [output blocks, tokens, output_block]
+  AlignedVector<float> product;        // [output blocks, tokens, output_block]
   std::vector<float> sums;             // of each token's rotated values
   std::vector<std::atomic<int>> done;  // output tiles finished, by block
 };

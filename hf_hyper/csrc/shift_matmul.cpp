@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "aligned.h"
 #include "float16_inl.h"
 #include "shift_layout.h"
 #include "thread_pool.h"
@@ -19,10 +20,10 @@ namespace {
 
 // Buffers of one call, kept by the calling thread for its next one.
 struct Workspace {
-  std::vector<float> rotated;          // [form, in_tiles * 16]
-  std::vector<uint32_t> activations;   // as in shift_matmul_steps.h
-  std::vector<float> product;          // [tokens, padded_out]
-  std::vector<std::atomic<int>> done;  // output tiles finished, by block
+  AlignedVector<float> rotated;         // [form, in_tiles * 16]
+  AlignedVector<uint32_t> activations;  // as in shift_matmul_steps.h
+  AlignedVector<float> product;         // [tokens, padded_out]
+  std::vector<std::atomic<int>> done;   // output tiles finished, by block
 };
 
 class Chunk {
