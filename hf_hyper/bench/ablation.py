@@ -120,7 +120,7 @@ def ablate(
             "op": "ablation",
             "step": step,
             "hyperfunction": config.hyperfunction,
-            "options": options,
+            "options": options | ({"calibration": Path(calibration).name} if "calibration" in options else {}),
             "bits_per_weight": stored / weights,
             "layers_below": below,
             "relative_mse": error / norm,
