@@ -19,8 +19,8 @@ constexpr int64_t kLeastPart = 64;  // tokens of a part at least: every part dec
 constexpr int64_t kRowsPerToken = 2;
 
 // Calls multiply(first token, tokens, threads) for parts of the tokens, of up to kTokensAtOnce. Threads share the rows of
-// the weight or, where those are few beside the tokens, the tokens: no thread then reads what another one wrote, which
-// costs more than decoding a small weight once per thread (192 x 576, 512 tokens, two cores of Zen 4: a fifth of the time).
+// the weight or, where those are few beside the tokens, the tokens: no thread then reads what another one wrote, at the
+// price of decoding a small weight once per thread.
 // Parts differ by one token at most, so that results do not depend on their number.
 template <class Multiply>
 void in_parts(int64_t rows, int64_t tokens, int threads, Multiply multiply) {
