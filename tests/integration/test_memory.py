@@ -87,10 +87,12 @@ UNMAP = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 CALIBRATE = """
 import re, sys, torch, hf_hyper
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 from transformers import LlamaConfig, LlamaForCausalLM
 from hf_hyper.pipeline.calibrate import compress_loaded
 from hf_hyper.plan import plan_shape
+
+def resident(field):  # getrusage would count what the parent held when it forked
+    return 1024 * int(re.search(field + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 def calibrate(hidden, ffn, layers):
     sizes = {"hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": 4}
@@ -98,10 +100,9 @@ def calibrate(hidden, ffn, layers):
     config = hf_hyper.HyperConfig(bits=4, effort="fast")
     linears = [(name, m.weight) for name, m in model.named_modules() if "proj" in name]
     plans = {name: plan_shape(config, tuple(weight.shape), False) for name, weight in linears}
-    status = Path("/proc/self/status").read_text()
-    before = int(re.search(r"VmRSS:\\s+(\\d+)", status)[1])
+    before = resident("VmRSS")
     compress_loaded(model, plans, torch.randint(64, (8, 32)), "fast", average=4.0)
-    return 1024 * (getrusage(RUSAGE_SELF).ru_maxrss - before)
+    return resident("VmHWM") - before
 
 calibrate(64, 64, 1)
 print(calibrate(*(int(number) for number in sys.argv[1:])))
