@@ -19,7 +19,7 @@ _NAMES = (
     "`hqq`; `nf4`: bitsandbytes (block 64, `dq`: scales quantized again); `rtn`: round-to-nearest, asymmetric; all of "
     "these in groups of 64. `gguf`: llama.cpp "
     "with an importance matrix; most of its types need rows of a multiple of 256, and it gives the rows of 576 of this "
-    "model larger ones instead; `gguf-wrap` lets blocks run on from row to row. All that are calibrated see one text."
+    "model larger ones instead; `gguf-wrap` lets blocks run on from row to row. All that are calibrated see one text{text}."
 )
 
 
@@ -33,6 +33,8 @@ def quality(rows: Sequence[Row], picture: str | None) -> str:
     first = rows[0]
     command = "python -m hf_hyper.bench.quality --model twin --text wiki.valid.raw --json quality.json --resume"
     methods = list(dict.fromkeys(row["method"] for row in rows))
+    text = next((row for row in rows if row.get("calibration", "default") != "default"), None)
+    command += f" --calibration {text['calibration']}" if text else ""
     own = [row for row in rows if row["method"] in OURS]
     rates = " ".join(format(rate, "g") for rate in sorted({row["bits"] for row in own}, reverse=True))
     efforts = {row["method"]: row.get("effort", "balanced") for row in own}
@@ -67,7 +69,8 @@ def quality(rows: Sequence[Row], picture: str | None) -> str:
     ]
     ours = " and ".join(f"`{name}`" for name in methods if name in CALIBRATED and name != "plain")
     parts.append(table(["method", "bits per weight", "KL", "same top token", "perplexity"], cells))
-    return "\n\n".join([*parts, _NAMES.format(ours=ours or "`fisher`")])
+    about = f", {text['calibration_tokens']} tokens of `{text['calibration']}`" if text else ""
+    return "\n\n".join([*parts, _NAMES.format(ours=ours or "`fisher`", text=about)])
 
 
 def domains(rows: Sequence[Row]) -> str:
