@@ -19,7 +19,8 @@ _NAMES = (
     "`hqq`; `nf4`: bitsandbytes (block 64, `dq`: scales quantized again); `rtn`: round-to-nearest, asymmetric; all of "
     "these in groups of 64. `gguf`: llama.cpp "
     "with an importance matrix; most of its types need rows of a multiple of 256, and it gives the rows of 576 of this "
-    "model larger ones instead; `gguf-wrap` lets blocks run on from row to row. All that are calibrated see one text{text}."
+    "model larger ones instead; `gguf-wrap` lets blocks run on from row to row. All that are calibrated see one "
+    "text{text}."
 )
 
 
