@@ -29,6 +29,8 @@ MIN_BITS, MAX_BITS = 1, 8
 ALLOCATIONS = ("size", "loss")
 
 ROUNDINGS = ("fit", "fisher", "ldlq", "plain")
+WITH_GRADIENTS = ("fit", "fisher")
+"""Roundings that know what the loss of the model feels."""
 
 
 class HyperConfig(QuantizationConfigMixin):
@@ -188,7 +190,7 @@ class HyperConfig(QuantizationConfigMixin):
 
     @property
     def _knows_loss(self) -> bool:
-        return self.calibration is not None and self.rounding in ("fit", "fisher")
+        return self.calibration is not None and self.rounding in WITH_GRADIENTS
 
     @property
     def loss_max(self) -> float | None:

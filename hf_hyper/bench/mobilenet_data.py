@@ -130,7 +130,7 @@ def _other_pictures() -> list[Tensor]:
 
 
 def _pictures(folder: Path) -> list[Tensor]:
-    """All pictures of a folder, in colour.
+    """All pictures of a folder, `[height, width]` or `[height, width, 3]`.
 
     Raises:
         HyperError: There are none.
@@ -140,7 +140,8 @@ def _pictures(folder: Path) -> list[Tensor]:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
     if not paths:
         raise HyperError(f"--photos {folder}: no .png, .jpg or .jpeg in it; name a folder with pictures")
-    return [torch.from_numpy(io.imread(path)[..., :3].copy()) for path in paths]
+    pictures = (io.imread(path) for path in paths)
+    return [torch.from_numpy((each if each.ndim == 2 else each[..., :3]).copy()) for each in pictures]
 
 
 def _renamed(name: str) -> str:
@@ -148,7 +149,7 @@ def _renamed(name: str) -> str:
     if name.startswith("classifier.1."):
         return name.replace("classifier.1.", "classifier.")
     _, block, *rest = name.split(".")
-    kind, last = ({"0": "convolution", "1": "normalization"}), rest[-1]
+    kind, last = {"0": "convolution", "1": "normalization"}, rest[-1]
     number = int(block)
     if number == 0:
         return f"mobilenet_v2.conv_stem.first_conv.{kind[rest[0]]}.{last}"

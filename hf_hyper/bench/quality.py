@@ -40,6 +40,7 @@ from hf_hyper.bench.harness import environment
 from hf_hyper.bench.peers import PEERS, Decoded, Task
 from hf_hyper.bench.quality_methods import CALIBRATED, METHODS, OURS, decoder_linears, ours, plan
 from hf_hyper.bench.quality_report import draw, format_table
+from hf_hyper.config import WITH_GRADIENTS
 from hf_hyper.errors import HyperError
 from hf_hyper.eval import evaluate_model, load_text, windows
 from hf_hyper.pipeline.calibration_text import calibration_windows
@@ -48,7 +49,7 @@ from hf_hyper.pipeline.report import write_json
 __all__ = ["compare", "main", "run"]
 
 _QUESTION = (
-    *("method", "bits", "recipe", "effort", "group_size", "iters", "calibration_sha256"),
+    *("method", "bits", "recipe", "effort", "allocation", "group_size", "iters", "calibration_sha256"),
     *("model_sha256", "text_sha256", "tokens", "seq_len"),
 )
 """Fields that say what a row measured; two rows that share them answer the same question."""
@@ -129,6 +130,7 @@ def compare(
             continue
         if method in OURS:
             about |= {"effort": effort, **({"rounding": method} if method in CALIBRATED else {})}
+            about |= {"allocation": "loss"} if method in WITH_GRADIENTS else {}
         about |= {} if peer is None or peer.options is None else peer.options
         about |= read if method in CALIBRATED or (peer is not None and peer.calibrated) else {}
         asked = {

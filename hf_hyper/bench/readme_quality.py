@@ -6,22 +6,30 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_hyper.bench.markdown import table
-from hf_hyper.bench.quality_methods import CALIBRATED, OURS
+from hf_hyper.bench.quality_methods import OURS
 from hf_hyper.bench.quality_report import label
 
 __all__ = ["domains", "embeddings", "quality"]
 
 Row = dict[str, Any]
 
-_NAMES = (
-    "`shift` is this package without calibration, {ours} with (`fisher`: scales not fitted to the loss); `plain` is "
-    "`shift` with LDLQ as published. `gptq`: GPTQModel; `autoround`: AutoRound (`light`: its recipe of 50 steps); "
-    "`hqq`; `nf4`: bitsandbytes (block 64, `dq`: scales quantized again); `rtn`: round-to-nearest, asymmetric; all of "
-    "these in groups of 64. `gguf`: llama.cpp "
-    "with an importance matrix; most of its types need rows of a multiple of 256, and it gives the rows of 576 of this "
-    "model larger ones instead; `gguf-wrap` lets blocks run on from row to row. All that are calibrated see one "
-    "text{text}."
-)
+_NAMES = {
+    "shift": "`shift`: this package without calibration",
+    "fit": "`fit`: with calibration",
+    "fisher": "`fisher`: the same without the fit of the scales",
+    "plain": "`plain`: `shift` with LDLQ as published",
+    "gptq": "`gptq`: GPTQModel, groups of 64",
+    "autoround": "`autoround`: AutoRound, groups of 64",
+    "autoround-light": "`autoround-light`: AutoRound by its recipe of 50 steps",
+    "hqq": "`hqq`: groups of 64",
+    "nf4": "`nf4`: bitsandbytes, blocks of 64",
+    "nf4-dq": "`nf4-dq`: `nf4`, scales quantized again",
+    "rtn": "`rtn`: round-to-nearest, asymmetric, groups of 64",
+    "gguf": "`gguf`: llama.cpp with an importance matrix (most of its types need rows of a multiple of 256, and it "
+    "gives the rows of 576 of this model larger ones instead)",
+    "gguf-wrap": "`gguf-wrap`: `gguf` with blocks that run on from row to row",
+}
+"""What the methods are."""
 
 
 def quality(rows: Sequence[Row], picture: str | None) -> str:
@@ -36,9 +44,11 @@ def quality(rows: Sequence[Row], picture: str | None) -> str:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     text = next((row for row in rows if row.get("calibration", "default") != "default"), None)
     command += f" --calibration {text['calibration']}" if text else ""
-    own = [row for row in rows if row["method"] in OURS]
-    rates = " ".join(format(rate, "g") for rate in sorted({row["bits"] for row in own}, reverse=True))
-    efforts = {row["method"]: row.get("effort", "balanced") for row in own}
+    own: dict[tuple[str, str], list[str]] = {}  # methods by rates and effort
+    for method in (name for name in methods if name in OURS):
+        measured = [row for row in rows if row["method"] == method]
+        rates = " ".join(f"{rate:g}" for rate in sorted({row["bits"] for row in measured}, reverse=True))
+        own.setdefault((rates, measured[0].get("effort", "balanced")), []).append(method)
     parts = [
         f"**Quality.** SmolLM2-135M, weights taken off their quantization grid, decoder linears only, "
         f"{first['tokens']} tokens of WikiText-2 validation in windows of {first['seq_len']}, float32; perplexity of "
@@ -49,9 +59,8 @@ def quality(rows: Sequence[Row], picture: str | None) -> str:
                 '    pip install ".[peers]"',
                 "    python -m hf_hyper.bench.offgrid twin",
                 *(
-                    f"    {command} --bits {rates} --effort {effort} --methods "
-                    + " ".join(method for method in efforts if efforts[method] == effort)
-                    for effort in dict.fromkeys(efforts.values())
+                    f"    {command} --bits {rates} --effort {effort} --methods {' '.join(names)}"
+                    for (rates, effort), names in own.items()
                 ),
                 f"    {command} --bits 4 3 2 --methods {' '.join(method for method in methods if method not in OURS)}",
             ]
@@ -68,10 +77,11 @@ def quality(rows: Sequence[Row], picture: str | None) -> str:
         ]
         for row in ordered
     ]
-    ours = " and ".join(f"`{name}`" for name in methods if name in CALIBRATED and name != "plain")
     parts.append(table(["method", "bits per weight", "KL", "same top token", "perplexity"], cells))
     about = f", {text['calibration_tokens']} tokens of `{text['calibration']}`" if text else ""
-    return "\n\n".join([*parts, _NAMES.format(ours=ours or "`fisher`", text=about)])
+    names = "; ".join(_NAMES[method] for method in methods if method in _NAMES)
+    parts.append(f"{names}. All that are calibrated see one text{about}.")
+    return "\n\n".join(parts)
 
 
 def domains(rows: Sequence[Row]) -> str:

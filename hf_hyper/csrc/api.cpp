@@ -68,8 +68,8 @@ bool valid(const hyper_shift_plan* plan) {
 }
 
 bool valid(const hyper_winding_plan* plan) {
-  if (plan == nullptr || plan->out_features < 1 || plan->in_features < 1 || plan->width < 1 || plan->width > 22 ||
-      plan->num_points < 1 || plan->num_shells < 1) {
+  if (plan == nullptr || plan->out_features < 1 || plan->in_features < 1 || plan->width < 1 ||
+      plan->width > hyper::kMaxWindingWidth || plan->num_points < 1 || plan->num_shells < 1) {
     return false;
   }
   return (int64_t{plan->num_shells} + 1) * (int64_t{plan->num_points} + 1) <= int64_t{1} << plan->width;

@@ -19,6 +19,7 @@
 
 namespace hyper {
 
+constexpr int kMaxWindingWidth = 22;  // bits of a code
 constexpr int kPairs = 16;        // of a group
 constexpr int kWindowWords = 16;  // read from the first word of a group on
 constexpr int kNearShells = 16;   // entries of tables that fit a register

@@ -46,7 +46,8 @@ def balance_channels(network: nn.Module, *inputs: Any) -> list[str]:
         Names of the scaled layers.
 
     Raises:
-        ShapeError: The network's outputs change by more than rounding; it is then as it was before.
+        ShapeError: The network's outputs change by more than rounding, or hold no floating-point tensor; it is then as
+            it was before.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
@@ -57,12 +58,16 @@ def balance_channels(network: nn.Module, *inputs: Any) -> list[str]:
     """
     kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     pairs, before = _followed(network, inputs)
+    if not before:
+        raise ShapeError(
+            f"{type(network).__name__} gives no floating-point tensor, wanted one to see that its outputs stay; give "
+            "the part of it that does"
+        )
     for name, norm in pairs.items():
         _balance(network.get_submodule(name), norm)
     after = _tensors(network(*inputs))
-    change = max(
-        (float((b - a).norm() / a.norm().clamp_min(1e-30)) for a, b in zip(before, after, strict=True)), default=0
-    )
+    changes = [((b - a).norm() / a.norm().clamp_min(1e-30)).double() for a, b in zip(before, after, strict=True)]
+    change = float(torch.stack(changes).max())  # which a NaN wins
     if not change < torch.finfo(before[0].dtype).eps ** 0.5:
         network.load_state_dict(kept)
         raise ShapeError(

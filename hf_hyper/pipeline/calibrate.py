@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from hf_hyper.config import FORMAT_VERSION
+from hf_hyper.config import FORMAT_VERSION, WITH_GRADIENTS
 from hf_hyper.encoders.shift import DISTORTION
 from hf_hyper.nn.replace import hyper_modules, is_transposed
 from hf_hyper.nn.stored import HyperLayer, decode_experts, relative_error
@@ -185,7 +185,7 @@ def _compress_stack(job: _Job, windows: Tensor, seed: int, average: float | None
     windows, batch_size = _whole_batches(windows)
     with _frozen(job.model), tempfile.TemporaryDirectory(prefix="hf-hyper-") as scratch:
         stack = Stack(job.model, windows, batch_size)
-        if job.rounding not in ("fit", "fisher"):
+        if job.rounding not in WITH_GRADIENTS:
             states = stack.entries
             for index in range(len(stack)):
                 job.compress_all(layer_forward(stack, index, states, _modules(stack, index, job.plans), states))
@@ -193,8 +193,8 @@ def _compress_stack(job: _Job, windows: Tensor, seed: int, average: float | None
         states = states_by_layer(stack, Path(scratch))
         gradients = top_gradients(stack, states[-1], seed)
         if average is not None:
-            modules = functools.partial(_modules, stack, plans=job.plans)
-            job.choose_rates(expected_losses(stack, states, gradients, modules, job.plans), average)
+            modules_of = functools.partial(_modules, stack, plans=job.plans)
+            job.choose_rates(expected_losses(stack, states, gradients, modules_of, job.plans), average)
         for index in range(len(stack) - 1, -1, -1):
             modules = _modules(stack, index, job.plans)
             job.compress_all(layer_backward(stack, index, states[index], modules, gradients))

@@ -50,28 +50,30 @@ class Stack:
     def __len__(self) -> int:
         return len(self.layers)
 
-    def run(self, index: int, states: Tensor, layer: nn.Module | None = None) -> Tensor:
-        """Hidden states after layer `index`, or after `layer` in its place, for one batch.
+    def run(self, index: int, states: Tensor) -> Tensor:
+        """Hidden states after layer `index`, for one batch.
 
         Args:
             index: Which layer.
-            states: `[batch_size, length, hidden]`.
-            layer: A layer to run instead, such as a copy.
+            states: Its inputs, `[batch_size, length, hidden]`.
         """
         args, kwargs = self._arguments[index]
-        output = (self.layers[index] if layer is None else layer)(states, *args, **kwargs)
+        output = self.layers[index](states, *args, **kwargs)
         return output if self._outputs is None else output[0]
 
     def backward(self, index: int, states: Tensor, gradient: Tensor) -> Tensor:
         """Gradient with respect to the inputs of layer `index`, which is run again.
 
-        Layers in float32 multiply in bfloat16 where that is faster: gradients are averages over many tokens, and the
-        rounding of each averages out.
+        Layers in float32 multiply in bfloat16 where that is faster: what is taken from this run, gradients and second
+        moments, are sums over many tokens, and the rounding of each averages out.
 
         Args:
             index: Which layer.
             states: Its inputs, `[batch_size, length, hidden]`.
             gradient: Of the loss with respect to its outputs, as large.
+
+        Returns:
+            As large as `states`, same dtype.
         """
         leaf = states.detach().clone().requires_grad_(True)
         faster = leaf.dtype == torch.float32 and has_fast_bfloat16(leaf.device.type)

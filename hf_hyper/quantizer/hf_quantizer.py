@@ -41,8 +41,9 @@ class HyperHfQuantizer(HfQuantizer):
     """Compresses while loading, loads compressed folders, saves them with the sentinel.
 
     Attributes:
-        measured: `relative_error` and `seconds` of every module that was compressed.
-        calibrated: Text and number of tokens of the calibration, empty without one.
+        measured: Of every module that was compressed, what `compress_loaded` returns; without calibration
+            `relative_error` and `seconds`.
+        calibrated: Text, number of tokens, rounding and allocation of the calibration, empty without one.
     """
 
     requires_calibration = False
@@ -84,7 +85,11 @@ class HyperHfQuantizer(HfQuantizer):
         self._on_load = HyperQuantize(config, plans)
 
     def plan(self, model: PreTrainedModel) -> None:
-        """Decide from names and shapes what becomes of every weight."""
+        """Decide from names and shapes what becomes of every weight.
+
+        Raises:
+            ConfigError: The model cannot be calibrated, or has nothing to compress.
+        """
         config = self.quantization_config
         if config.calibration is not None:
             find_layers(model)  # what cannot be calibrated is refused before weights are read

@@ -21,13 +21,13 @@ CANDIDATES = tuple(10.0 ** (exponent / 2) for exponent in range(-6, 5))
 """Strengths of the identity that `trust` chooses among, in units of the mean of the diagonal."""
 
 START = 0.1
-"""Where it begins, and what `left_by_feedback` takes."""
+"""Strength at which `trust` begins, and the one of `left_by_feedback`."""
 
 PANEL = 256
 """Rows of a moment that are summed together; what lies left of the diagonal panel is the mirror of the rest."""
 
 WIDTH = 1024
-"""Coordinates it looks at; after a rotation the first ones are as good a sample as any."""
+"""Coordinates that `trust` looks at; after a rotation the first ones are as good a sample as any."""
 
 
 class Moment:
@@ -163,7 +163,7 @@ def left_by_feedback(moment: Tensor, block: int) -> float:
 
 
 def both_sides(matrix: Tensor, rotate: Callable[[Tensor], Tensor]) -> Tensor:
-    """R M R^T for the rotation R of rows `[..., n]`."""
+    """R M R^T for a moment M `[n, n]` and a rotation R of rows `[..., n]` to `[..., m]`: `[m, m]`."""
     return rotate(rotate(matrix).T.contiguous())
 
 

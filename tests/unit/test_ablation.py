@@ -1,9 +1,11 @@
 """Steps from the paper to `shift`: what every step stores, all overheads counted."""
 
 import pytest
+import torch
 
 from hf_hyper import HyperConfig, codec
 from hf_hyper.bench.ablation import STEPS, schemes_within
+from hf_hyper.pipeline.allocate import bits_by_loss
 
 SHAPES = {f"{block}.{name}": (rows, 576) for block in range(9) for name, rows in (("k", 192), ("v", 192), ("q", 576))}
 
@@ -32,8 +34,14 @@ def test_other_steps_have_one_rate(step: str):
     assert schemes_within(config, SHAPES) == {name: config.scheme(*shape) for name, shape in SHAPES.items()}
 
 
-def test_calibrated_step_is_two_thirds_of_the_paper():
+def test_calibrated_step_is_two_thirds_of_the_paper_wherever_its_bits_go():
+    config = HyperConfig(**STEPS["calibrated 4.3"])
+    assert config.bits_follow_loss
     shapes = {f"{name}.{layer}": shape for layer in range(40) for name, shape in (("q", (576, 576)), ("k", (192, 576)))}
-    schemes = schemes_within(config_of("calibrated 4.3"), shapes).values()
+    sizes = {name: rows * columns for name, (rows, columns) in shapes.items()}
+    draw = torch.Generator().manual_seed(0)
+    losses = {name: size * float(10 ** torch.randn(1, generator=draw)) for name, size in sizes.items()}
+    rates = bits_by_loss(sizes, losses, config.bits)
+    schemes = [config.scheme(*shape, bits=rates[name]) for name, shape in shapes.items()]
     weights = sum(scheme.num_weights for scheme in schemes)
     assert sum(codec.bits_per_weight(scheme) * scheme.num_weights for scheme in schemes) / weights <= 6.5 * 2 / 3

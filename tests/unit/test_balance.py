@@ -102,6 +102,29 @@ def test_an_output_that_is_used_twice_is_refused_and_nothing_changes() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
+class Extra(nn.Module):
+    """A convolution with its batch norm, and one more output."""
+
+    def __init__(self, value: float | None) -> None:
+        super().__init__()
+        self.convolution, self.norm, self.value = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), value
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor] | Tensor:
+        y = self.norm(self.convolution(x))
+        return y.argmax(1) if self.value is None else (y, y * self.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(float("nan"), "change by nan"), (None, "Extra gives no floating-point tensor")]
+)
+def test_outputs_that_prove_nothing_are_refused(value: float | None, message: str) -> None:
+    net, x = Extra(value).eval(), torch.randn(2, 3, 8, 8)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ShapeError, match=message):
+        balance_channels(net, x)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
 def test_a_norm_behind_two_layers_is_left_alone() -> None:
     norm = nn.BatchNorm2d(4)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Conv2d(4, 4, 3), norm).eval()
