@@ -56,6 +56,9 @@ __all__ = ["compress_loaded"]
 BATCH_TOKENS = 4096
 """Tokens that run through a layer at once."""
 
+SEARCHES = {"fast": "fast", "balanced": "best", "best": "best"}
+"""Search of the codes by effort: beside gradients and the fit a full one takes little time."""
+
 FIT_PASSES = {"fast": 1, "balanced": 1, "best": 4}
 """Passes over the text for the fit of the scales, by effort."""
 
@@ -155,9 +158,10 @@ class _Job:
             if knowledge is None:
                 return plan.quantize(weight, self.effort, name)
             plain = self.rounding == "plain"
+            search = SEARCHES[self.effort]
             if isinstance(knowledge, ExpertKnowledge):
-                return quantize_experts(weight, plan.scheme, self.effort, knowledge, plain=plain, name=name)
-            return quantize_calibrated(weight, plan.scheme, self.effort, knowledge, plain=plain, name=name)
+                return quantize_experts(weight, plan.scheme, search, knowledge, plain=plain, name=name)
+            return quantize_calibrated(weight, plan.scheme, search, knowledge, plain=plain, name=name)
 
         tensors = self.store.get_or_make(weight, f"{self.question},{name},{plan.scheme.key}", make)
         layer = filled(name, module, plan.scheme, plan.layout, tensors)

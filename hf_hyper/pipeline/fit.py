@@ -36,8 +36,8 @@ from hf_hyper.rotation.incoherence import rotate_output
 
 __all__ = ["can_fit", "fit_scales_to_loss"]
 
-BATCH_TOKENS = 1024
-"""Tokens to a step."""
+BATCH_TOKENS = 512
+"""Tokens to a step, one window where windows are longer."""
 
 RATE = 3e-3
 """First step of Adam, relative to a scale; the steps fall to zero along a line."""
