@@ -84,7 +84,7 @@ def products(
     block = min(max(16, triton.next_power_of_2(triton.cdiv(tokens, experts))), MAX_TOKENS)
     order, owner, first, last = _schedule(ids, experts, block)
     grid_rows, pieces = triton.cdiv(down, DOWN), sums.shape[1]
-    share = steps_each(across, tokens, bits, grid_rows * len(owner), multiprocessors(x.device))
+    share = steps_each(across, grid_rows * len(owner), grid_rows * tokens, multiprocessors(x.device))
     shares = triton.cdiv(triton.cdiv(across, ACROSS), share)
     y = torch.empty(shares, tokens, 16 * down, dtype=torch.float32, device=x.device)
     with on_device(x):

@@ -214,7 +214,7 @@ def _plan(scheme: TensorScheme, device: torch.device) -> _Plan:
         right=right,
         hadamard=block,
         output_matrix=_hadamard(block, device),
-        signs_in=signs_in if not steps else _ones(scheme.padded_in, device),
+        signs_in=signs_in if not steps else _ones(scheme.padded_in, torch.int8, device),
         signs_out=_signs(scheme.seed, 1, scheme.padded_out, device),
         outer=_Outer(steps, signs_in) if steps else None,
         mean=float(sums.mean()),
@@ -253,9 +253,9 @@ def _signs(seed: int, side: int, count: int, device: torch.device) -> Tensor:
     return _apart(signs(seed, side, count).to(torch.int8), device)
 
 
-@functools.lru_cache(maxsize=256)
-def _ones(count: int, device: torch.device) -> Tensor:
-    return _apart(torch.ones(count, dtype=torch.int8, device="cpu"), device)
+@functools.lru_cache(maxsize=1024)
+def _ones(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _apart(torch.ones(count, dtype=dtype, device="cpu"), device)
 
 
 def _apart(constant: Tensor, device: torch.device) -> Tensor:
