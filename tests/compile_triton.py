@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hf_hyper import codec
-from hf_hyper._triton import experts, rotation, shift_encode, shift_matmul, shift_rows, winding
+from hf_hyper._triton import experts, rotation, shift_encode, shift_matmul, shift_rows, winding, winding_experts
 from hf_hyper.config import HyperConfig
 from hf_hyper.kernels import cuda, cuda_experts, cuda_winding
 from hf_hyper.scheme import TensorScheme
@@ -34,6 +34,7 @@ KERNELS = {
     shift_encode: ("_advance", "_trace"),
     winding: ("_product", "_decode"),
     experts: ("_product",),
+    winding_experts: ("_product",),
 }
 TYPES = {
     torch.float32: "*fp32",
@@ -138,12 +139,16 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
         for tokens in (1, 64, 65):
             x = torch.zeros(tokens, 4096, dtype=dtype)
             yield f"winding, {tokens} tokens", lambda x=x, t=tensors, s=pairs: cuda_winding.matmul_winding(x, t, s)
-    for bits, rows in ((4, 8), (2, 8), (4, 1024)):
+    pairs = HyperConfig(bits=4, hyperfunction="winding").scheme(768, 2048)
+    several = {n: torch.empty(8, *s.shape, dtype=s.dtype) for n, s in codec.tensor_specs(pairs).items()}
+    rows, to = torch.zeros(8, 2048, dtype=bfloat), torch.arange(8)
+    yield "winding, experts", lambda: cuda_winding.matmul_experts_winding(rows, to, several, pairs)
+    for bits, count in ((4, 8), (2, 8), (4, 1024)):
         bank = TensorScheme("shift", bits, 768, 2048)
         parts = {n: torch.empty(8, *s.shape, dtype=s.dtype) for n, s in codec.tensor_specs(bank).items()}
-        x, ids = torch.zeros(rows, 2048, dtype=bfloat), torch.arange(rows) % 8
+        x, ids = torch.zeros(count, 2048, dtype=bfloat), torch.arange(count) % 8
         yield (
-            f"experts, {bits} bits, {rows} rows",
+            f"experts, {bits} bits, {count} rows",
             lambda x=x, i=ids, t=parts, s=bank: cuda_experts.matmul_shift(x, i, t, s),
         )
     targets, table = torch.zeros(2, 256, dtype=torch.int32), torch.zeros(65536, dtype=torch.int32)
