@@ -29,7 +29,7 @@ TARGET = GPUTarget("cuda", 90, 32)
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 KERNELS = {
     rotation: ("_rotate", "_unrotate", "_finish"),
-    shift_rows: ("_rows",),
+    shift_rows: ("_rows", "_blocks"),
     shift_matmul: ("_product", "_decode"),
     shift_encode: ("_advance", "_trace"),
     winding: ("_product", "_decode"),
@@ -129,6 +129,8 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "64 tokens", lambda: product(256, 4096, 4, 64, bfloat)
     yield "128 tokens", lambda: product(256, 4096, 4, 128, bfloat)
     yield "129 tokens", lambda: product(256, 14336, 4, 129, half)
+    yield "1024 tokens", lambda: product(256, 4096, 4, 1024, bfloat)
+    yield "width 14336, 1024 tokens", lambda: product(256, 14336, 4, 1024, bfloat)
     vocabulary = TensorScheme("shift", 4, 128256, 4096)
     empty = {n: torch.empty(s.shape, dtype=s.dtype) for n, s in codec.tensor_specs(vocabulary).items()}
     index = torch.zeros(4, dtype=torch.int64)

@@ -92,7 +92,7 @@ def case(
                 "shape": [rows, columns],
                 "M": count,
                 "bits": scheme.bits,
-                "kernel": f"{kernel} {way(count)}",
+                "kernel": f"{kernel} {way(count, x.dtype)}",
                 "baseline": baseline,
                 "seconds_median": median,
                 "baseline_seconds_median": statistics.median(times[baseline]),

@@ -62,7 +62,7 @@ def matmul_winding(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorSchem
     rows = x.reshape(-1, scheme.in_features).contiguous()
     if len(rows) == 0:
         y = x.new_empty(0, scheme.out_features)
-    elif way(len(rows)) == "fused":
+    elif way(len(rows), x.dtype) == "fused":
         y = winding.products(rows, *_stored(tensors), **_constants(scheme)).to(x.dtype)
     else:
         dtype = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
@@ -70,8 +70,8 @@ def matmul_winding(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorSchem
     return y.view(*x.shape[:-1], scheme.out_features)
 
 
-def way(tokens: int) -> str:
-    """How `matmul_winding` multiplies a number of tokens: `fused` or `dense`."""
+def way(tokens: int, _: torch.dtype) -> str:
+    """How `matmul_winding` multiplies a number of tokens of a dtype: `fused` or `dense`."""
     return "fused" if tokens <= FUSED_TOKENS else "dense"
 
 

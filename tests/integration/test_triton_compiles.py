@@ -30,6 +30,7 @@ def test_kernels_compile_for_hopper(tmp_path: Path) -> None:
         "rotation._rotate",
         "rotation._unrotate",
         "shift_rows._rows",
+        "shift_rows._blocks",
         "rotation._finish",
         "shift_matmul._product",
         "shift_matmul._decode",
