@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hf_hyper import codec
-from hf_hyper._triton import experts, rotation, shift_encode, shift_matmul, shift_rows, winding
+from hf_hyper._triton import experts, rotation, shift_encode, shift_matmul, shift_rows, winding, winding_experts
 from hf_hyper.config import HyperConfig
 from hf_hyper.kernels import cuda, cuda_experts, cuda_winding
 from hf_hyper.scheme import TensorScheme
@@ -29,11 +29,12 @@ TARGET = GPUTarget("cuda", 90, 32)
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 KERNELS = {
     rotation: ("_rotate", "_unrotate", "_finish"),
-    shift_rows: ("_rows",),
+    shift_rows: ("_rows", "_blocks"),
     shift_matmul: ("_product", "_decode"),
     shift_encode: ("_advance", "_trace"),
     winding: ("_product", "_decode"),
     experts: ("_product",),
+    winding_experts: ("_product",),
 }
 TYPES = {
     torch.float32: "*fp32",
@@ -128,6 +129,8 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "64 tokens", lambda: product(256, 4096, 4, 64, bfloat)
     yield "128 tokens", lambda: product(256, 4096, 4, 128, bfloat)
     yield "129 tokens", lambda: product(256, 14336, 4, 129, half)
+    yield "1024 tokens", lambda: product(256, 4096, 4, 1024, bfloat)
+    yield "width 14336, 1024 tokens", lambda: product(256, 14336, 4, 1024, bfloat)
     vocabulary = TensorScheme("shift", 4, 128256, 4096)
     empty = {n: torch.empty(s.shape, dtype=s.dtype) for n, s in codec.tensor_specs(vocabulary).items()}
     index = torch.zeros(4, dtype=torch.int64)
@@ -138,12 +141,16 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
         for tokens in (1, 64, 65):
             x = torch.zeros(tokens, 4096, dtype=dtype)
             yield f"winding, {tokens} tokens", lambda x=x, t=tensors, s=pairs: cuda_winding.matmul_winding(x, t, s)
-    for bits, rows in ((4, 8), (2, 8), (4, 1024)):
+    pairs = HyperConfig(bits=4, hyperfunction="winding").scheme(768, 2048)
+    several = {n: torch.empty(8, *s.shape, dtype=s.dtype) for n, s in codec.tensor_specs(pairs).items()}
+    rows, to = torch.zeros(8, 2048, dtype=bfloat), torch.arange(8)
+    yield "winding, experts", lambda: cuda_winding.matmul_experts_winding(rows, to, several, pairs)
+    for bits, count in ((4, 8), (2, 8), (4, 1024)):
         bank = TensorScheme("shift", bits, 768, 2048)
         parts = {n: torch.empty(8, *s.shape, dtype=s.dtype) for n, s in codec.tensor_specs(bank).items()}
-        x, ids = torch.zeros(rows, 2048, dtype=bfloat), torch.arange(rows) % 8
+        x, ids = torch.zeros(count, 2048, dtype=bfloat), torch.arange(count) % 8
         yield (
-            f"experts, {bits} bits, {rows} rows",
+            f"experts, {bits} bits, {count} rows",
             lambda x=x, i=ids, t=parts, s=bank: cuda_experts.matmul_shift(x, i, t, s),
         )
     targets, table = torch.zeros(2, 256, dtype=torch.int32), torch.zeros(65536, dtype=torch.int32)

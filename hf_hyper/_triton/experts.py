@@ -18,7 +18,7 @@ from torch import Tensor
 from hf_hyper._triton.library import explicit_byte_sums, multiprocessors, on_device
 from hf_hyper._triton.shift_matmul import ACROSS, DOWN, MAX_TOKENS, multiplied, steps_each, weight_row
 
-__all__ = ["products"]
+__all__ = ["products", "schedule"]
 
 
 @triton.jit(do_not_specialize=["tokens", "experts"])
@@ -82,9 +82,9 @@ def products(
     parts, tokens, columns = x.shape
     experts, down, across = codes.shape[:3]
     block = min(max(16, triton.next_power_of_2(triton.cdiv(tokens, experts))), MAX_TOKENS)
-    order, owner, first, last = _schedule(ids, experts, block)
+    order, owner, first, last = schedule(ids, experts, block)
     grid_rows, pieces = triton.cdiv(down, DOWN), sums.shape[1]
-    share = steps_each(across, tokens, bits, grid_rows * len(owner), multiprocessors(x.device))
+    share = steps_each(across, grid_rows * len(owner), grid_rows * tokens, multiprocessors(x.device))
     shares = triton.cdiv(triton.cdiv(across, ACROSS), share)
     y = torch.empty(shares, tokens, 16 * down, dtype=torch.float32, device=x.device)
     with on_device(x):
@@ -98,8 +98,17 @@ def products(
     return y
 
 
-def _schedule(ids: Tensor, experts: int, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows in the order of their experts, and of every block its expert (`experts` for none), first and last place."""
+def schedule(ids: Tensor, experts: int, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows in the order of their experts, and of every block its expert (`experts` for none), first and last place.
+
+    Args:
+        ids: `[tokens]` int32 or int64, at least one.
+        experts: Number of experts.
+        block: Rows of a block.
+
+    Returns:
+        `[tokens]` and three times `[blocks]` int32, as many blocks as there can be.
+    """
     ids = torch.where((ids >= 0) & (ids < experts), ids, experts)
     order = ids.argsort(stable=True)
     starts = torch.searchsorted(ids[order], torch.arange(experts + 1, dtype=ids.dtype, device=ids.device))

@@ -42,8 +42,11 @@ FEW = 8
 
 FINISH_TOKENS, FINISH_ROWS = 16, 128
 
-AT_ONCE = tl.constexpr(4)
-"""Partial sums that are loaded before the first is added."""
+LARGEST = tl.constexpr(3.4028234663852886e38)
+"""Largest finite float32 number."""
+
+AT_ONCE = tl.constexpr(64)
+"""Partial sums of a row that are loaded before the first is added: of 4 shares for 16 tokens, of one from 64 on."""
 
 
 @triton.jit(do_not_specialize=["tokens", "counted"])
@@ -114,9 +117,9 @@ def _rotate(x, signs, left, out, sums, units, counters, tokens, features, stride
 
 
 @triton.jit
-def _unrotate(x, signs, left, out, width, features, ROWS: tl.constexpr, PADDED: tl.constexpr, POWER: tl.constexpr,
-              PRECISION: tl.constexpr):  # fmt: skip
-    """x [n, width] float32 -> out [n, features] float32; see `unrotate`. PADDED as in `_rotate`."""
+def _unrotate(x, signs, left, scale, out, width, features, SCALED: tl.constexpr, ROWS: tl.constexpr,
+              PADDED: tl.constexpr, POWER: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """x [n, width] float32 -> out [n, features]; see `unrotate`. PADDED as in `_rotate`."""
     number, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     q = tl.arange(0, POWER)[None, :]
     mixed = ()
@@ -138,7 +141,10 @@ def _unrotate(x, signs, left, out, width, features, ROWS: tl.constexpr, PADDED: 
         column = block * (ROWS * POWER) + p * POWER + q
         ok = (p < ROWS) & (column < features)
         total *= tl.load(signs + column, mask=ok, other=0).to(tl.float32)
-        tl.store(out + number * features + column, total, mask=ok)
+        if SCALED:
+            total *= tl.load(scale + number).to(tl.float32)
+        total = tl.where(tl.abs(total) > LARGEST, tl.where(total > 0, LARGEST, -LARGEST), total)
+        tl.store(out + number * features + column, total.to(out.dtype.element_ty), mask=ok)
 
 
 @triton.jit
@@ -185,15 +191,16 @@ def partial_sum(y, token, column, parts, tokens, width, TOKENS: tl.constexpr, RO
     mask = (token < tokens)[:, None] & (column < width)[None, :]
     step = tokens.to(tl.int64) * width
     total = tl.zeros([TOKENS, ROWS], tl.float32)
-    for first in range(0, parts, AT_ONCE):
+    TOGETHER: tl.constexpr = AT_ONCE // TOKENS if TOKENS < AT_ONCE else 1
+    for first in range(0, parts, TOGETHER):
         loaded = ()
-        for i in tl.static_range(AT_ONCE):
+        for i in tl.static_range(TOGETHER):
             there = (first + i + tl.zeros([TOKENS, ROWS], tl.int32)) < parts
             some = tl.load(place + i * step, mask=mask & there, other=0.0, cache_modifier=".cg")
             loaded = loaded + (some,)  # noqa: RUF005
-        for i in tl.static_range(AT_ONCE):
+        for i in tl.static_range(TOGETHER):
             total += loaded[i]
-        place += AT_ONCE * step
+        place += TOGETHER * step
     return total
 
 
@@ -263,28 +270,28 @@ def rotate(
     return out, sums, units
 
 
-def unrotate(x: Tensor, signs: Tensor, left: Tensor, right: int, features: int) -> Tensor:
-    """The inverse of the mixing and the signs of `rotate`.
+def unrotate(x: Tensor, signs: Tensor, left: Tensor, right: int, out: Tensor, scale: Tensor | None = None) -> None:
+    """The inverse of the mixing and the signs of `rotate`, limited to finite float32; NaN stay.
 
     Args:
         x: `[n, blocks * m * right]` float32, contiguous.
         signs: As for `rotate`.
         left: As for `rotate`.
         right: As for `rotate`.
-        features: Columns to keep.
-
-    Returns:
-        `[n, features]` float32.
+        out: `[n, features]`, contiguous; further columns are left out.
+        scale: `[n]` bfloat16, contiguous, what rows are multiplied with.
     """
     (m, width), blocks = left.shape, x.shape[1] // (len(left) * right)
-    out = torch.empty(len(x), features, dtype=torch.float32, device=x.device)
+    target = rounded_by_device(out)
     if len(x):
         with on_device(x):
             _unrotate[(len(x), blocks)](
-                x, signs, left, out, x.shape[1], features, ROWS=m, PADDED=width if m > FEW else 1, POWER=right,
+                x, signs, left, signs if scale is None else scale, target, x.shape[1], out.shape[1],
+                SCALED=scale is not None, ROWS=m, PADDED=width if m > FEW else 1, POWER=right,
                 PRECISION=_precision(), num_warps=_warps(width * right), num_stages=1,
             )  # fmt: skip
-    return out
+    if target is not out:
+        out.copy_(target)
 
 
 def finish(

@@ -7,8 +7,8 @@ class s >> k and leads to class c, so with the costs of the classes as a matrix
 
 is the whole recursion: a broadcast and a reduction. Heads h are taken one after the other, or from 5 bits on a 16th of
 them, so that branches fit in registers. Costs are limited to 65535 after the minimum instead of before it, which is the
-same number, and another head only where every head leads past that limit. The h of every class goes to memory, and a
-second kernel, one lane a tile, walks back along them.
+same number; where every head leads past that limit all of them tie, and the lowest is taken. The h of every class goes
+to memory, and a second kernel, one lane a tile, walks back along them.
 """
 
 import torch
@@ -92,7 +92,7 @@ def _advance(targets, table, seams, choices, first, steps, kept, BITS: tl.conste
             best = tl.minimum(best, some)
         if t >= steps - kept:
             place = choices + (tile * kept + (t - steps + kept)) * CLASSES + after
-            tl.store(place, (best & 255).to(tl.uint8))
+            tl.store(place, tl.where(best < (NEVER << 8), best & 255, 0).to(tl.uint8))
         costs = tl.minimum(tl.reshape(best >> 8, [CLASSES]), NEVER)
         lowest = tl.min(costs, 0)
         costs -= tl.where(lowest >= RESCALE_AT, lowest, 0)

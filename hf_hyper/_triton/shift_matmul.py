@@ -38,8 +38,9 @@ DOWN, ACROSS = 8, 4
 RESIDENT = 3
 """Programs that keep a multiprocessor busy; fewer wait for memory. Four fit (64 registers a thread)."""
 
-START, ADDED = 1.0, 0.33
-"""What beginning a program and adding one share's sums cost, in steps of a program on a busy multiprocessor."""
+START, ADDED, MOVED = 1.0, 0.33, 1 / 760
+"""In steps of a program on a busy multiprocessor: what beginning a program costs, adding one share's sums for up to 16
+tokens, and moving those of one token and block of rows to the cache of the device and back, 1 KiB at 4 TB/s."""
 
 
 @triton.jit
@@ -180,7 +181,7 @@ def products(
     """
     parts, tokens, columns = x.shape
     down, across = codes.shape[0], codes.shape[1]
-    share = steps_each(across, tokens, bits, len(counters), multiprocessors(x.device))
+    share = steps_each(across, len(counters), len(counters) * tokens, multiprocessors(x.device))
     shares, pieces = triton.cdiv(triton.cdiv(across, ACROSS), share), sums.shape[1]
     y = torch.empty(shares if shares > 1 else 0, tokens, 16 * down, dtype=torch.float32, device=x.device)
     target = rounded_by_device(out)
@@ -223,19 +224,24 @@ def decoded(codes: Tensor, bits: int, multiplier: int) -> Tensor:
 
 
 @functools.cache
-def steps_each(across: int, tokens: int, bits: int, programs: int, processors: int) -> int:
+def steps_each(across: int, programs: int, sums: int, processors: int) -> int:
     """Steps of a program: the fastest share of the columns by the model of `README.md`.
 
-    The busiest multiprocessor decides: it runs a whole number of programs, each of some steps, and a start; then the
-    last program of every block adds the shares. Partial sums have half the bytes of codes at most (8 bytes written and
-    read against bits / 8 a column).
+    The busiest multiprocessor decides: it runs a whole number of programs, each of some steps, and a start. Sums of
+    shares go through the cache of the device, and the last program of every block of rows adds them.
+
+    Args:
+        across: Tiles of a row of the weight.
+        programs: Programs of a share: blocks of rows, for every block of tokens.
+        sums: Sums that a share writes, in blocks of rows: one for every token of every program.
+        processors: Multiprocessors.
     """
     steps = triton.cdiv(across, ACROSS)
-    most = max(1, min(steps, 16 * across * bits // (128 * tokens)))
+    extra = ADDED * max(1, sums / programs / 16) + MOVED * sums
 
     def cost(shares: int) -> float:
         each = triton.cdiv(steps, shares)
         busy = triton.cdiv(programs * triton.cdiv(steps, each), processors)
-        return max(busy, RESIDENT) * (each + START) + (ADDED * shares if shares > 1 else 0)
+        return max(busy, RESIDENT) * (each + START) + (extra * shares if shares > 1 else 0)
 
-    return triton.cdiv(steps, min(range(1, most + 1), key=cost))
+    return triton.cdiv(steps, min(range(1, steps + 1), key=cost))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_hyper._triton.library import interpreted, multiprocessors, on_device
 
-__all__ = ["MAX_TOKENS", "decoded", "products"]
+__all__ = ["CODES", "MAX_TOKENS", "ROWS", "decoded", "multiplied", "precision", "products"]
 
 MAX_TOKENS = 64
 """Tokens that one decoding of the weight serves."""
@@ -55,18 +55,19 @@ def _weights(codes, centre, side, row, code, ok, words, first, second, WIDTH: tl
     return _coordinate(node, tl.load(centre), length, first), _coordinate(node, tl.load(centre + 1), length, second)
 
 
-@triton.jit(do_not_specialize=["tokens", "first", "second"])
-def _product(x, codes, centre, side, y, tokens, rows, columns, words, share, first, second, WIDTH: tl.constexpr,
-             POINTS: tl.constexpr, SHELLS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
-             CODES: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """x [tokens, columns], codes [rows, words] -> y [shares, tokens, rows] float32; a share is `share` codes."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    token = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS)
-    here = (token < tokens)[None, :]
-    x_token = x + token.to(tl.int64)[None, :] * columns
+@triton.jit
+def multiplied(x_token, here, codes, centre, side, row, rows, columns, words, begin, end, first, second,
+               WIDTH: tl.constexpr, POINTS: tl.constexpr, SHELLS: tl.constexpr, TOKENS: tl.constexpr,
+               ROWS: tl.constexpr, CODES: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Products of rows of a weight with tokens, over the codes from `begin` to `end`: `[ROWS, TOKENS]` float32.
+
+    Args:
+        x_token: `[1, TOKENS]` pointers to the activations of every token.
+        here: `[1, TOKENS]`, which tokens exist.
+        row: `[ROWS]`.
+    """
     total = tl.zeros([ROWS, TOKENS], tl.float32)
-    begin = tl.program_id(1) * share
-    for start in range(begin, min(begin + share, (columns + 1) // 2), CODES):
+    for start in range(begin, min(end, (columns + 1) // 2), CODES):
         code = start + tl.arange(0, CODES)
         ok = (row < rows)[:, None] & (code * 2 < columns)[None, :]
         one, other = _weights(codes, centre, side, row[:, None], code[None, :], ok, words, first, second, WIDTH, POINTS,
@@ -76,6 +77,21 @@ def _product(x, codes, centre, side, y, tokens, rows, columns, words, share, fir
         odd = tl.load(x_token + column + 1, mask=here & (column + 1 < columns), other=0.0).to(tl.float32)
         total = tl.dot(one, even, total, input_precision=PRECISION)
         total = tl.dot(other, odd, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit(do_not_specialize=["tokens", "first", "second"])
+def _product(x, codes, centre, side, y, tokens, rows, columns, words, share, first, second, WIDTH: tl.constexpr,
+             POINTS: tl.constexpr, SHELLS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
+             CODES: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """x [tokens, columns], codes [rows, words] -> y [shares, tokens, rows] float32; a share is `share` codes."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    token = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS)
+    here = (token < tokens)[None, :]
+    begin = tl.program_id(1) * share
+    total = multiplied(x + token.to(tl.int64)[None, :] * columns, here, codes, centre, side, row, rows, columns, words,
+                       begin, begin + share, first, second, WIDTH, POINTS, SHELLS, TOKENS, ROWS, CODES,
+                       PRECISION)  # fmt: skip
     place = y + (tl.program_id(1) * tokens + token).to(tl.int64)[None, :] * rows + row[:, None]
     tl.store(place, total, mask=(row < rows)[:, None] & here)
 
@@ -128,7 +144,7 @@ def products(
         _product[(down, shares, across)](
             x, codes, centre, side, y, tokens, rows, columns, words, share, *direction, WIDTH=width,
             POINTS=num_points, SHELLS=num_shells, TOKENS=block, ROWS=ROWS, CODES=CODES,
-            PRECISION=_precision(x.dtype), num_warps=4, num_stages=1,
+            PRECISION=precision(x.dtype), num_warps=4, num_stages=1,
         )  # fmt: skip
     return y.sum(0)
 
@@ -153,7 +169,8 @@ def decoded(
         )  # fmt: skip
 
 
-def _precision(dtype: torch.dtype) -> str:
+def precision(dtype: torch.dtype) -> str:
+    """Of products with activations of a dtype."""
     if interpreted() or torch.version.hip is not None:
         return "ieee"
     return "tf32x3" if dtype == torch.float32 else "tf32"

@@ -50,6 +50,10 @@ from hf_hyper.scheme import TensorScheme
 __all__ = ["main", "measure", "random_model"]
 
 PROMPT = 32
+
+LEAD = 4
+"""Steps of every call that do not count: a call has a cache of its own, for which graphs are captured once more."""
+
 SHAPES = {
     "llama-1b": {
         "hidden_size": 2048,
@@ -130,7 +134,7 @@ def measure(model: PreTrainedModel, tokens: int, repeats: int, *, compiled: bool
 
     Args:
         model: A causal language model.
-        tokens: Steps after the first token.
+        tokens: Steps that are timed.
         repeats: Repeats, after one that is not counted.
         compiled: Static cache; transformers then compiles the forward pass, on GPUs into CUDA graphs.
     """
@@ -155,12 +159,12 @@ def measure(model: PreTrainedModel, tokens: int, repeats: int, *, compiled: bool
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    for count in (1, 1 + tokens) if compiled else (2,):  # every length of a static cache is compiled
-        seconds(count)
+    seconds(1 + LEAD + tokens if compiled else 2)  # the longest cache is compiled for, and later ones are as long
     first, step = [], []
     for _ in range(repeats):
         first.append(seconds(1))
-        step.append((seconds(1 + tokens) - first[-1]) / tokens)
+        short = seconds(1 + LEAD)
+        step.append((seconds(1 + LEAD + tokens) - short) / tokens)
     return {"first_token": first, "step": step, "bytes_read": _bytes_read(model)}
 
 
@@ -291,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bits", type=float, default=4, help="bits per weight of a random model")
     parser.add_argument("--gguf", nargs="*", default=[], help="NAME=FILE, such as Q4_K_M=model.gguf")
     parser.add_argument("--llama-python", default=sys.executable, help="interpreter that has llama-cpp-python")
-    parser.add_argument("--tokens", type=int, default=48, help="steps after the first token")
+    parser.add_argument("--tokens", type=int, default=48, help="steps that are timed")
     parser.add_argument("--repeats", type=int, default=3, help="repeats in a process")
     parser.add_argument("--turns", type=int, default=3, help="processes of every contender")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of every contender")

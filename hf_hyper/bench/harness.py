@@ -101,17 +101,17 @@ def ratios(baseline: list[float], own: list[float]) -> dict[str, float]:
     return {"ratio_median": statistics.median(by_turn), "ratio_min": min(by_turn), "ratio_max": max(by_turn)}
 
 
-def read_bandwidth(threads: int, size: int = 256 << 20, turns: int = 7, device: str = "cpu") -> float:
+def read_bandwidth(threads: int, turns: int = 7, device: str = "cpu") -> float:
     """Bytes per second that `threads` threads or a GPU read from memory, best of some turns: a sum of float32 numbers.
 
     Args:
         threads: Threads of torch.
-        size: Bytes read in a turn; far beyond the cache.
         turns: Turns.
         device: Whose memory.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    size = 4 << 30 if torch.device(device).type == "cuda" else 256 << 20  # far beyond the cache, and launches
     numbers = torch.ones(size // 4, device=device)
     best = float("inf")
     for _ in range(turns):

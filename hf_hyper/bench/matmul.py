@@ -8,10 +8,11 @@ a valid code and takes the same time. `shift` comes at each of the rates, `windi
 pair. Every case is checked against the reference before it is timed; a wrong result ends the run. Rows give seconds per
 call, the baseline's time over ours (median, minimum and maximum over interleaved turns), the bytes of stored tensors
 read per second and their share of measured read bandwidth. Kernels are the path that the operator takes, with
-activations in bfloat16, `exact` or `int8`; rotations are included. GPUs run `matmul_gpu.py`, `shift` only.
+activations in bfloat16, `exact` or `int8`; rotations are included. GPUs run `matmul_gpu.py`.
 
-Baselines of 4 bits in groups of 64, whatever the bits of the row: torch's own int4 kernel (CPU), and, where they are
-installed, bitsandbytes' nf4 and HQQ. torchao has no int4 weight-only layout that multiplies on an x86 CPU (0.18).
+Baselines of 4 bits in groups of 64, whatever the bits of the row: torch's own int4 kernel (on GPUs the one that torchao
+calls; torchao has no int4 weight-only layout that multiplies on an x86 CPU, 0.18), and, where they are installed,
+bitsandbytes' nf4 and HQQ. Those that fail to be set up are named and left out.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import importlib
 import importlib.util
 import json
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,11 +154,9 @@ def main(arguments: list[str] | None = None) -> int:
         for scheme in schemes(height, width, given.bits):
             if not on_gpu:
                 found = case(scheme, given.m, given.turns, bandwidth)
-            elif scheme.hyperfunction == "shift":
-                rivals, bits = _rivals(height, width, given.device), int(scheme.bits)
-                found = matmul_gpu.case(height, width, bits, given.m, given.turns, bandwidth, rivals, given.device)
             else:
-                continue
+                rivals = _rivals(height, width, given.device)
+                found = matmul_gpu.case(scheme, given.m, given.turns, bandwidth, rivals, given.device)
             for row in found:
                 facts = environment("bitsandbytes", "hqq", device=given.device)
                 rows.append({**row, "read_bandwidth": bandwidth, **facts})
@@ -170,35 +170,67 @@ def main(arguments: list[str] | None = None) -> int:
 def _rivals(rows: int, columns: int, device: str) -> dict[str, Callable[[int, Tensor], Tensor]]:
     """Products of other packages that are installed: functions of the number of the call and bfloat16 activations."""
     found: dict[str, Callable[[int, Tensor], Tensor]] = {}
+    if columns % 64:
+        return found
     weight = torch.randn(rows, columns).bfloat16() / columns**0.5
-    copies = range(max(2, int(CACHE_BYTES / (0.5625 * rows * columns)) + 1))
-    if device == "cpu" and columns % 64 == 0 and rows % 16 == 0:
-        nibbles = torch.randint(0, 16, (rows, columns), dtype=torch.int32)
-        packed = [torch.ops.aten._convert_weight_to_int4pack_for_cpu(nibbles, 2).clone() for _ in copies]
-        scales_and_zeros = torch.full((columns // 64, rows, 2), 0.01, dtype=torch.bfloat16)
-        found["torch int4"] = lambda number, x: torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x, packed[number % len(packed)], 64, scales_and_zeros
-        )
-    if importlib.util.find_spec("bitsandbytes") and columns % 64 == 0:
-        bitsandbytes = importlib.import_module("bitsandbytes")
-        nf4 = []
-        for _ in copies:
-            layer = bitsandbytes.nn.Linear4bit(
-                columns, rows, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4", compress_statistics=False
-            )
-            layer.weight = bitsandbytes.nn.Params4bit(
-                weight, requires_grad=False, quant_type="nf4", compress_statistics=False, module=layer
-            )
-            nf4.append(layer.to(device))
-        found["bitsandbytes nf4"] = lambda number, x: nf4[number % len(nf4)](x)
-    if importlib.util.find_spec("hqq") and columns % 64 == 0:
-        quantize = importlib.import_module("hqq.core.quantize")
-        plain = torch.nn.Linear(columns, rows, bias=False, dtype=torch.bfloat16)
-        plain.weight.data.copy_(weight)
-        dial = quantize.BaseQuantizeConfig(nbits=4, group_size=64, axis=1)
-        hqq = quantize.HQQLinear(plain, dial, compute_dtype=torch.bfloat16, device=device, del_orig=False)
-        found["HQQ 4 bits"] = lambda number, x: hqq(x)
+    copies = max(2, int(CACHE_BYTES / (0.5625 * rows * columns)) + 1)
+    for name, package, make in (
+        ("torch int4", "torch", _torch_int4),
+        ("bitsandbytes nf4", "bitsandbytes", _nf4),
+        ("HQQ 4 bits", "hqq", _hqq),
+    ):
+        if importlib.util.find_spec(package):
+            try:
+                found[name] = make(weight, copies, device)
+            except (RuntimeError, ImportError, AttributeError, NotImplementedError) as error:
+                print(f"{name} is left out: {error}", file=sys.stderr)
     return found
+
+
+def _torch_int4(weight: Tensor, copies: int, device: str) -> Callable[[int, Tensor], Tensor]:
+    rows, columns = weight.shape
+    if torch.device(device).type == "cpu":
+        nibbles = torch.randint(0, 16, (rows, columns), dtype=torch.int32)
+        multiply, packed = (
+            torch.ops.aten._weight_int4pack_mm_for_cpu,
+            [torch.ops.aten._convert_weight_to_int4pack_for_cpu(nibbles, 2).clone() for _ in range(copies)],
+        )
+    else:
+        pairs = torch.randint(0, 256, (rows, columns // 2), dtype=torch.uint8, device=device)
+        multiply, packed = (
+            torch.ops.aten._weight_int4pack_mm,
+            [torch.ops.aten._convert_weight_to_int4pack(pairs, 8).clone() for _ in range(copies)],
+        )
+    scales_and_zeros = torch.full((columns // 64, rows, 2), 0.01, dtype=torch.bfloat16, device=device)
+    return lambda number, x: multiply(x, packed[number % copies], 64, scales_and_zeros)
+
+
+def _nf4(weight: Tensor, copies: int, device: str) -> Callable[[int, Tensor], Tensor]:
+    bitsandbytes = importlib.import_module("bitsandbytes")
+    layers = []
+    for _ in range(copies):
+        layer = bitsandbytes.nn.Linear4bit(
+            weight.shape[1],
+            weight.shape[0],
+            bias=False,
+            compute_dtype=torch.bfloat16,
+            quant_type="nf4",
+            compress_statistics=False,
+        )
+        layer.weight = bitsandbytes.nn.Params4bit(
+            weight, requires_grad=False, quant_type="nf4", compress_statistics=False, module=layer
+        )
+        layers.append(layer.to(device))
+    return lambda number, x: layers[number % copies](x)
+
+
+def _hqq(weight: Tensor, _: int, device: str) -> Callable[[int, Tensor], Tensor]:
+    quantize = importlib.import_module("hqq.core.quantize")
+    plain = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=torch.bfloat16)
+    plain.weight.data.copy_(weight)
+    dial = quantize.BaseQuantizeConfig(nbits=4, group_size=64, axis=1)
+    layer = quantize.HQQLinear(plain, dial, compute_dtype=torch.bfloat16, device=device, del_orig=False)
+    return lambda number, x: layer(x)
 
 
 def _copies(bytes_per_weight: float, scheme: TensorScheme) -> int:

@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 from hf_hyper import codec
 from hf_hyper.bench.harness import compare, random_tensors, ratios
 from hf_hyper.errors import HyperError
-from hf_hyper.kernels import cuda, ops, reference
+from hf_hyper.kernels import cuda, cuda_winding, ops, reference
 from hf_hyper.scheme import TensorScheme
 
 __all__ = ["case"]
@@ -37,21 +37,17 @@ Row = dict[str, Any]
 
 
 def case(
-    rows: int,
-    columns: int,
-    bits: int,
+    scheme: TensorScheme,
     tokens: Sequence[int],
     turns: int,
     bandwidth: float,
     rivals: Mapping[str, Callable[[int, Tensor], Tensor]],
     device: str,
 ) -> Iterator[Row]:
-    """Rows of one shape and rate for every number of tokens; see `bench.matmul.case`.
+    """Rows of one weight for every number of tokens; see `bench.matmul.case`.
 
     Args:
-        rows: Output features.
-        columns: Input features.
-        bits: Bits per weight.
+        scheme: Shape and way of storage.
         tokens: Numbers of tokens.
         turns: Interleaved turns.
         bandwidth: Bytes per second that the device's memory delivers.
@@ -61,7 +57,11 @@ def case(
     Raises:
         HyperError: A result is wrong.
     """
-    scheme = TensorScheme("shift", float(bits), rows, columns)
+    rows, columns = scheme.out_features, scheme.in_features
+    kernel, way = {
+        "shift": ("cuda.matmul_shift", cuda.way),
+        "winding": ("cuda.matmul_winding", cuda_winding.way),
+    }[scheme.hyperfunction]
     size = codec.bits_per_weight(scheme) / 8 * scheme.num_weights
     calls = min(MAX_CALLS, max(2, int(CACHE_BYTES / size) + 1))
     stored = [list(random_tensors(scheme, device).values()) for _ in range(calls)]
@@ -86,13 +86,13 @@ def case(
                 print(f"{name} is left out: {error}", file=sys.stderr)
         times = {name: [t / calls for t in turn] for name, turn in compare(graphs, turns, device=device).items()}
         median = statistics.median(times["own"])
-        for baseline in times.keys() - {"own"}:
+        for baseline in [name for name in times if name != "own"]:
             yield {
                 "op": "matmul",
                 "shape": [rows, columns],
                 "M": count,
-                "bits": bits,
-                "kernel": f"cuda.matmul_shift {cuda.way(count)}",
+                "bits": scheme.bits,
+                "kernel": f"{kernel} {way(count, x.dtype)}",
                 "baseline": baseline,
                 "seconds_median": median,
                 "baseline_seconds_median": statistics.median(times[baseline]),

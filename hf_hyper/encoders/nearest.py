@@ -130,9 +130,9 @@ def nearest(points: Tensor, nodes: Tensor) -> Tensor:
         >>> nearest(torch.tensor([[0.9, 0.1]]), torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
         tensor([1], dtype=torch.int32)
     """
-    if points.device.type == "cpu" and points.shape[1] == 2:
-        if _native.load() is not None:
-            return _native.winding_nearest(points, nodes)
+    if points.shape[1] == 2:
+        if _native.load() is not None:  # for points of a GPU too: halving asks it some times for every box
+            return _native.winding_nearest(points.cpu(), nodes.cpu()).to(points.device)
         _native.say_if_absent()
     return nearest_by_halving(points, nodes)
 

@@ -42,7 +42,7 @@ LARGEST_VALUE = 3.3
 """Where the values of `shift` end on the nearer side, in deviations."""
 
 GPU_TILES = 1 << 14
-"""Tiles of a GPU packed at a time; bounds the memory beside the weight."""
+"""Tiles of a GPU packed and unpacked at a time; bounds the memory beside the weight."""
 
 SMALLEST_SCALE = 2.0**-24
 LARGEST_SCALE = 65504.0
@@ -120,7 +120,8 @@ def decode_tiles(codes: Tensor, bits: int) -> Tensor:
     """Values of bit strings: `[n, 8 * bits]` int32 to `[n, 256]` float32."""
     if codes.device.type == "cpu" and _native.load() is not None:
         return _native.shift_decode(codes, bits, MULTIPLIER)
-    return values(codes.device)[states(codes, bits)]
+    table = values(codes.device)
+    return torch.cat([table[states(part, bits)] for part in codes.split(GPU_TILES)])
 
 
 def _widening(weight: Tensor, scale: Tensor, bits: int) -> Tensor:

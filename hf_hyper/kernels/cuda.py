@@ -1,10 +1,11 @@
 """`shift` on GPUs, in Triton.
 
-Two ways to multiply. Up to `FUSED_TOKENS` tokens, `fused`: activations into the basis of the codes, then the product
+Three ways to multiply. Up to `FUSED_TOKENS` tokens, `fused`: activations into the basis of the codes, then the product
 straight from the codes on tensor cores, which also turns outputs back: two launches. More, `dense`: the weight is
 decoded panel by panel to float16, which holds its byte sums exactly, and multiplied by cuBLAS; outputs are turned back
-in a launch of their own. All sums are float32. Nothing waits for the device, and constants stay there from the first
-call on.
+in a launch of their own. From `PLAIN_TOKENS` tokens on, in bfloat16, `plain`: the weight is turned back instead of the
+outputs and rounded to bfloat16, and the product is that of an uncompressed layer. All sums are float32. Nothing waits
+for the device, and constants stay there from the first call on.
 """
 
 import functools
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from hf_hyper import _triton
 from hf_hyper.codec import apply_out_scale
@@ -30,6 +32,13 @@ FUSED_TOKENS = 128
 PANEL_WEIGHTS = 1 << 25
 """Weights decoded at a time: 64 MiB of float16."""
 
+DECODED_WEIGHTS = 1 << 23
+"""Weights decoded at a time into their own basis: 32 MiB of float32, which the cache of an H100 holds in between."""
+
+PLAIN_TOKENS = 1024
+"""Fewest bfloat16 tokens that are multiplied with the weight in its own basis. Not measured: turning a weight back
+moves as many bytes as turning the activations and float32 outputs of about so many tokens."""
+
 DECODED_BIAS = -510.0
 """Added to byte sums in decoded panels."""
 
@@ -42,7 +51,6 @@ class _Plan:
     left: Tensor
     right: int
     hadamard: int
-    output_matrix: Tensor
     signs_in: Tensor
     signs_out: Tensor
     outer: "_Outer | None"
@@ -86,18 +94,23 @@ def obstacle(scheme: TensorScheme) -> str | None:
 
 def decode_shift(tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: torch.dtype) -> Tensor:
     """The stored weight `[out_features, in_features]` of `shift` with incoherence; see `reference.decode`."""
-    from hf_hyper._triton import shift_matmul
+    from hf_hyper._triton import shift_rows
 
     plan, codes = _plan(scheme, tensors["codes"].device), tensors["codes"].contiguous()
+    scale, out_scale = tensors["scale"].contiguous(), tensors["out_scale"].contiguous()
     weight = torch.empty(scheme.out_features, scheme.in_features, dtype=dtype, device=codes.device)
-    for first, stop in _panels(scheme, plan):
-        byte_sums = shift_matmul.decoded(codes[first // TILE : stop // TILE], plan.bits, MULTIPLIER)
-        values = byte_sums.float() - (plan.mean + DECODED_BIAS)
-        values *= tensors["scale"][first:stop].float().unsqueeze(1) * plan.inverse_deviation
-        turned = (plan.output_matrix @ values.view(-1, plan.hadamard, scheme.padded_in)).flatten(0, 1)
-        turned *= plan.signs_out[first:stop].unsqueeze(1)
-        rows = _unrotated(turned[: scheme.out_features - first], scheme, plan)
-        weight[first:stop] = apply_out_scale(rows, tensors["out_scale"][first:stop])
+    for first, stop in _panels(scheme, plan, DECODED_WEIGHTS):
+        turned = shift_rows.blocks(
+            codes[first // TILE : stop // TILE],
+            scale[first:stop],
+            plan.signs_out[first:stop],
+            bits=plan.bits,
+            multiplier=MULTIPLIER,
+            block=plan.hadamard,
+            offset=plan.mean,
+            inverse_deviation=plan.inverse_deviation,
+        )
+        _unrotate(turned[: scheme.out_features - first], out_scale[first:stop], plan, weight[first:stop])
     return weight
 
 
@@ -120,8 +133,9 @@ def embedding_shift(index: Tensor, tensors: Mapping[str, Tensor], scheme: Tensor
         inverse_deviation=plan.inverse_deviation,
     )
     scale = tensors["out_scale"][flat.clamp(0, scheme.out_features - 1)]
-    rows = apply_out_scale(_unrotated(turned, scheme, plan), scale)
-    return rows.to(dtype).view(*index.shape, scheme.in_features)
+    rows = torch.empty(len(flat), scheme.in_features, dtype=dtype, device=turned.device)
+    _unrotate(turned, scale, plan, rows)
+    return rows.view(*index.shape, scheme.in_features)
 
 
 def matmul_shift(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:
@@ -131,12 +145,14 @@ def matmul_shift(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme)
     rows = x.reshape(-1, scheme.in_features).contiguous()
     out = x.new_empty(len(rows), scheme.out_features)
     if len(rows):
+        if way(len(rows), x.dtype) == "plain":
+            return linear(x, decode_shift(tensors, scheme, x.dtype))
         plan, codes = _plan(scheme, x.device), tensors["codes"].contiguous()
         scale, out_scale = tensors["scale"].contiguous(), tensors["out_scale"].contiguous()
         parts = 2 if x.dtype == torch.float32 else 1
         if plan.outer is not None:
             rows = plan.outer.rotated(rows)
-        if way(len(rows)) == "fused":
+        if way(len(rows), x.dtype) == "fused":
             counters = torch.empty(shift_matmul.blocks(scheme.padded_out), dtype=torch.int32, device=x.device)
             shift_matmul.products(
                 *rotation.rotate(
@@ -156,7 +172,7 @@ def matmul_shift(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme)
             )
         else:
             rotated, sums, units = rotation.rotate(rows, plan.signs_in, plan.left, plan.right, parts=parts)
-            for first, stop in _panels(scheme, plan):
+            for first, stop in _panels(scheme, plan, PANEL_WEIGHTS):
                 panel = shift_matmul.decoded(codes[first // TILE : stop // TILE], plan.bits, MULTIPLIER)
                 rotation.finish(
                     _product(rotated.flatten(0, 1), panel).view(parts, len(rows), -1),
@@ -174,14 +190,16 @@ def matmul_shift(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme)
     return out.view(*x.shape[:-1], scheme.out_features)
 
 
-def way(tokens: int) -> str:
-    """How `matmul_shift` multiplies a number of tokens: `fused` or `dense`."""
-    return "fused" if tokens <= FUSED_TOKENS else "dense"
+def way(tokens: int, dtype: torch.dtype) -> str:
+    """How `matmul_shift` multiplies a number of tokens: `fused`, `dense` or `plain`."""
+    if tokens <= FUSED_TOKENS:
+        return "fused"
+    return "plain" if dtype == torch.bfloat16 and tokens >= PLAIN_TOKENS else "dense"
 
 
-def _panels(scheme: TensorScheme, plan: _Plan) -> list[tuple[int, int]]:
+def _panels(scheme: TensorScheme, plan: _Plan, weights: int) -> list[tuple[int, int]]:
     """First and last row of parts of the weight that are decoded together: whole blocks of the output rotation."""
-    step = max(1, PANEL_WEIGHTS // (plan.hadamard * scheme.padded_in)) * plan.hadamard
+    step = max(1, weights // (plan.hadamard * scheme.padded_in)) * plan.hadamard
     return [(first, min(first + step, scheme.padded_out)) for first in range(0, scheme.padded_out, step)]
 
 
@@ -192,14 +210,16 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     return x.float() @ weight.float().T
 
 
-def _unrotated(rows: Tensor, scheme: TensorScheme, plan: _Plan) -> Tensor:
-    """Rows of the weight before the input rotation: `[n, padded_in]` float32 to `[n, in_features]`."""
+def _unrotate(rows: Tensor, scale: Tensor, plan: _Plan, out: Tensor) -> None:
+    """Write rows of the weight before the input rotation, `[n, padded_in]` float32, to `out` `[n, in_features]`."""
     from hf_hyper._triton import rotation
 
     if plan.outer is None:
-        return rotation.unrotate(rows, plan.signs_in, plan.left, plan.right, scheme.in_features)
-    mixed = rotation.unrotate(rows, plan.signs_in, plan.left, plan.right, scheme.padded_in)
-    return plan.outer.unrotated(mixed)[:, : scheme.in_features]
+        rotation.unrotate(rows, plan.signs_in, plan.left, plan.right, out, scale)
+        return
+    mixed = torch.empty_like(rows)
+    rotation.unrotate(rows, plan.signs_in, plan.left, plan.right, mixed)
+    out.copy_(apply_out_scale(plan.outer.unrotated(mixed)[:, : out.shape[1]], scale))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -213,8 +233,7 @@ def _plan(scheme: TensorScheme, device: torch.device) -> _Plan:
         left=left,
         right=right,
         hadamard=block,
-        output_matrix=_hadamard(block, device),
-        signs_in=signs_in if not steps else _ones(scheme.padded_in, device),
+        signs_in=signs_in if not steps else _ones(scheme.padded_in, torch.int8, device),
         signs_out=_signs(scheme.seed, 1, scheme.padded_out, device),
         outer=_Outer(steps, signs_in) if steps else None,
         mean=float(sums.mean()),
@@ -253,9 +272,9 @@ def _signs(seed: int, side: int, count: int, device: torch.device) -> Tensor:
     return _apart(signs(seed, side, count).to(torch.int8), device)
 
 
-@functools.lru_cache(maxsize=256)
-def _ones(count: int, device: torch.device) -> Tensor:
-    return _apart(torch.ones(count, dtype=torch.int8, device="cpu"), device)
+@functools.lru_cache(maxsize=1024)
+def _ones(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _apart(torch.ones(count, dtype=dtype, device="cpu"), device)
 
 
 def _apart(constant: Tensor, device: torch.device) -> Tensor:

@@ -5,14 +5,13 @@ have one scheme, so all rows go through one rotation before the product and one 
 Nothing waits for the device.
 """
 
-import functools
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from hf_hyper.hyperfunctions.shift import MULTIPLIER
-from hf_hyper.kernels.cuda import _plan
+from hf_hyper.kernels.cuda import _ones, _plan
 from hf_hyper.scheme import TensorScheme
 
 __all__ = ["matmul_shift"]
@@ -56,9 +55,3 @@ def matmul_shift(x: Tensor, ids: Tensor, tensors: Mapping[str, Tensor], scheme: 
     routed = (ids >= 0) & (ids < len(out_scale))
     out *= out_scale[torch.where(routed, ids, 0)].float()
     return torch.where(routed.unsqueeze(1), out, 0.0).to(x.dtype)
-
-
-@functools.lru_cache(maxsize=1024)
-def _ones(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.ones(count, dtype=dtype, device=device)

@@ -1,7 +1,8 @@
 """`winding` on GPUs, in Triton.
 
 Up to `FUSED_TOKENS` tokens straight from the codes; more on a weight decoded to bfloat16 for bfloat16 activations and
-to float32 for the others, whose weights may not fit float16.
+to float32 for the others, whose weights may not fit float16. Experts take the first way always. Nothing waits for the
+device.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from hf_hyper import _triton
 from hf_hyper.hyperfunctions.winding import code_width, dimension, group_size
 from hf_hyper.scheme import TensorScheme
 
-__all__ = ["decode_winding", "matmul_winding", "obstacle", "way"]
+__all__ = ["decode_winding", "embedding_winding", "matmul_experts_winding", "matmul_winding", "obstacle", "way"]
 
 FUSED_TOKENS = 64
 """Most tokens multiplied straight from the codes, by one decoding of the weight. Not measured."""
@@ -35,6 +36,25 @@ def decode_winding(tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: t
     return _decoded(tensors, scheme, torch.float32).to(dtype)
 
 
+def embedding_winding(index: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: torch.dtype) -> Tensor:
+    """Rows of the weight, see `reference.embedding`; those that do not exist are NaN, for nothing waits to see it."""
+    flat = index.reshape(-1)
+    codes = tensors["codes"][flat.clamp(0, scheme.out_features - 1)]
+    exists = (flat >= 0) & (flat < scheme.out_features)
+    rows = _decoded({**tensors, "codes": codes}, scheme, torch.float32)
+    rows = torch.where(exists.unsqueeze(1), rows, float("nan"))
+    return rows.to(dtype).view(*index.shape, scheme.in_features)
+
+
+def matmul_experts_winding(x: Tensor, ids: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:
+    """Every row of `x` times the `winding` weight of its expert; see `reference.matmul_experts`."""
+    from hf_hyper._triton import winding_experts
+
+    if len(x) == 0:
+        return x.new_empty(0, scheme.out_features)
+    return winding_experts.products(x.contiguous(), ids, *_stored(tensors), **_constants(scheme)).to(x.dtype)
+
+
 def matmul_winding(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:
     """`x @ weight.T` of `winding` without incoherence; see `reference.matmul`."""
     from hf_hyper._triton import winding
@@ -42,7 +62,7 @@ def matmul_winding(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorSchem
     rows = x.reshape(-1, scheme.in_features).contiguous()
     if len(rows) == 0:
         y = x.new_empty(0, scheme.out_features)
-    elif way(len(rows)) == "fused":
+    elif way(len(rows), x.dtype) == "fused":
         y = winding.products(rows, *_stored(tensors), **_constants(scheme)).to(x.dtype)
     else:
         dtype = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
@@ -50,17 +70,19 @@ def matmul_winding(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorSchem
     return y.view(*x.shape[:-1], scheme.out_features)
 
 
-def way(tokens: int) -> str:
-    """How `matmul_winding` multiplies a number of tokens: `fused` or `dense`."""
+def way(tokens: int, _: torch.dtype) -> str:
+    """How `matmul_winding` multiplies a number of tokens of a dtype: `fused` or `dense`."""
     return "fused" if tokens <= FUSED_TOKENS else "dense"
 
 
 def _decoded(tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: torch.dtype) -> Tensor:
+    """As many rows of the weight as there are rows of codes."""
     from hf_hyper._triton import winding
 
-    device = tensors["codes"].device
-    weight = torch.empty(scheme.out_features, scheme.in_features, dtype=dtype, device=device)
-    winding.decoded(*_stored(tensors), weight, **_constants(scheme))
+    codes = tensors["codes"]
+    weight = torch.empty(len(codes), scheme.in_features, dtype=dtype, device=codes.device)
+    if len(codes):
+        winding.decoded(*_stored(tensors), weight, **_constants(scheme))
     return weight
 
 

@@ -51,7 +51,6 @@ def _needs_core() -> str | None:
 
 _EXPERTS_CPU_SHIFT = by_expert(cpu.matmul_shift)
 _EXPERTS_CPU_WINDING = by_expert(cpu_winding.matmul_winding)
-_EXPERTS_CUDA_WINDING = by_expert(cuda_winding.matmul_winding)
 
 TABLE = (
     Row("decode", "cpu", "shift", "cpu.decode_shift", cpu.decode_shift, _needs_core_and_incoherence),
@@ -63,10 +62,20 @@ TABLE = (
     Row("embedding", "cuda", "shift", "cuda.embedding_shift", cuda.embedding_shift, cuda.obstacle),
     Row("decode", "cuda", "winding", "cuda.decode_winding", cuda_winding.decode_winding, cuda_winding.obstacle),
     Row("matmul", "cuda", "winding", "cuda.matmul_winding", cuda_winding.matmul_winding, cuda_winding.obstacle),
+    Row(
+        "embedding", "cuda", "winding", "cuda.embedding_winding", cuda_winding.embedding_winding, cuda_winding.obstacle
+    ),
     Row("matmul_experts", "cpu", "shift", "cpu.matmul_shift", _EXPERTS_CPU_SHIFT, _needs_core_and_incoherence),
     Row("matmul_experts", "cpu", "winding", "cpu.matmul_winding", _EXPERTS_CPU_WINDING, _needs_core_and_pairs),
     Row("matmul_experts", "cuda", "shift", "cuda.matmul_experts_shift", cuda_experts.matmul_shift, cuda.obstacle),
-    Row("matmul_experts", "cuda", "winding", "cuda.matmul_winding", _EXPERTS_CUDA_WINDING, cuda_winding.obstacle),
+    Row(
+        "matmul_experts",
+        "cuda",
+        "winding",
+        "cuda.matmul_experts_winding",
+        cuda_winding.matmul_experts_winding,
+        cuda_winding.obstacle,
+    ),
 )
 
 _SAY_IF_ABSENT = {"cpu": _native.say_if_absent, "cuda": _triton.say_if_absent}

@@ -94,7 +94,7 @@ def test_no_rows(device: torch.device) -> None:
 @pytest.mark.parametrize("block", [1, 2, 16])
 @pytest.mark.parametrize("ids", [[2, 0, 2, 2, 9, 0, 2], [1] * 9, [-1, 5], list(range(5)) * 3], ids=str)
 def test_schedule_covers_every_row_once(ids: list[int], block: int) -> None:
-    order, owner, first, last = (part.tolist() for part in experts._schedule(torch.tensor(ids), 5, block))
+    order, owner, first, last = (part.tolist() for part in experts.schedule(torch.tensor(ids), 5, block))
     covered = []
     for expert, begin, end in zip(owner, first, last, strict=True):
         if expert < 5:

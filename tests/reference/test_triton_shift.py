@@ -85,6 +85,19 @@ def test_product_of_decoded_panels(dtype: torch.dtype, device: torch.device, mon
     assert_as_accurate_as(linear(x.double(), weight), linear(x, weight.to(dtype)), got, atol=2e-5)
 
 
+def test_product_with_the_weight_in_its_own_basis(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheme = TensorScheme("shift", 3, 300, 112)
+    weight, tensors = stored(scheme, device)
+    monkeypatch.setattr(cuda, "FUSED_TOKENS", 1)
+    monkeypatch.setattr(cuda, "PLAIN_TOKENS", 6)
+    monkeypatch.setattr(cuda, "DECODED_WEIGHTS", 64 * 112)
+    x = torch.randn(2, 3, 112).to(BFLOAT16)
+    assert cuda.way(6, BFLOAT16) == "plain"
+    assert cuda.way(6, FLOAT16) == "dense"  # a weight may not fit float16
+    got = cuda.matmul_shift(x.to(device), tensors, scheme).cpu()
+    assert_as_accurate_as(linear(x.double(), weight), linear(x, weight.to(BFLOAT16)), got, atol=2e-5)
+
+
 def test_input_side_rotated_in_parts(device: torch.device) -> None:
     scheme = TensorScheme("shift", 4, 32, 96, input_blocks=2)
     weight, tensors = stored(scheme, device)
@@ -103,7 +116,7 @@ def test_decoded_byte_sums_are_exact(bits: int, device: torch.device) -> None:
 
 @pytest.mark.parametrize("columns", [72, 11 * 16, 67 * 16])
 def test_decoded_weight(columns: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "PANEL_WEIGHTS", 32 * 80)
+    monkeypatch.setattr(cuda, "DECODED_WEIGHTS", 32 * 80)
     scheme = TensorScheme("shift", 4, 40, columns)
     weight, tensors = stored(scheme, device)
     got = cuda.decode_shift(tensors, scheme, FLOAT32).cpu()
@@ -149,16 +162,18 @@ def test_products_repeat_bit_by_bit(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize(
-    ("across", "tokens", "bits", "programs"),
-    [(256, 1, 4, 32), (256, 1, 4, 8), (256, 1, 4, 112), (896, 1, 4, 32), (256, 16, 2, 32), (7, 128, 1, 1)],
-    ids=["q", "k", "gate", "down", "q-16-tokens", "tiny"],
+    ("across", "tokens", "programs"),
+    [(256, 1, 32), (256, 1, 8), (256, 1, 112), (896, 1, 32), (256, 16, 8), (256, 64, 32), (256, 64, 8)],
+    ids=["q", "k", "gate", "down", "k-16-tokens", "q-64-tokens", "k-64-tokens"],
 )
-def test_shares_fill_the_device(across: int, tokens: int, bits: int, programs: int) -> None:
+def test_shares_fill_the_device(across: int, tokens: int, programs: int) -> None:
     steps = -(-across // shift_matmul.ACROSS)
-    shares = -(-steps // shift_matmul.steps_each(across, tokens, bits, programs, 132))
-    assert shares == 1 or 8 * shares * tokens <= 16 * across * bits / 8 / 2 + 8 * tokens
-    if tokens == 1 and across >= 256:
-        assert shares * programs >= 0.9 * 132
+    shares = -(-steps // shift_matmul.steps_each(across, programs, programs * tokens, 132))
+    assert shares * programs >= (0.9 if tokens <= 16 else 0.6) * 132
+
+
+def test_shares_of_a_weight_that_fills_the_device_alone() -> None:
+    assert shift_matmul.steps_each(256, 1002, 1002, 132) == 64
 
 
 def test_extreme_activations(device: torch.device) -> None:
