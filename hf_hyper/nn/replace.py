@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_hyper.layout import Layout
 from hf_hyper.nn import conv
@@ -21,6 +21,7 @@ __all__ = [
     "replace",
     "reshapable",
     "restore",
+    "weight_of",
     "weight_shape",
 ]
 
@@ -48,10 +49,16 @@ def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
     if type(module) is nn.Linear or type(module) in _CONVOLUTIONS:
         shape = getattr(module, "weight", torch.empty(0)).shape
         return tuple(shape) if len(shape) > 1 else None
-    if is_transposed(module):
+    if _is_transposed(module):
         in_features, out_features = module.get_parameter("weight").shape
         return int(out_features), int(in_features)
     return None
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """Weight of a plain layer in the shape that `weight_shape` gives, detached; a view, never a copy."""
+    weight = module.get_parameter("weight").detach()
+    return weight.T if _is_transposed(module) else weight
 
 
 def reshapable(module: nn.Module) -> bool:
@@ -59,7 +66,7 @@ def reshapable(module: nn.Module) -> bool:
     return type(module) in _CONVOLUTIONS
 
 
-def is_transposed(module: nn.Module) -> bool:
+def _is_transposed(module: nn.Module) -> bool:
     """Whether the module is transformers' `Conv1D`, known by name so that this file needs no transformers."""
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 

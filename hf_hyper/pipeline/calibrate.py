@@ -39,7 +39,7 @@ from transformers.utils import logging
 
 from hf_hyper.config import FORMAT_VERSION, WITH_GRADIENTS
 from hf_hyper.encoders.shift import DISTORTION
-from hf_hyper.nn.replace import hyper_modules, is_transposed
+from hf_hyper.nn.replace import hyper_modules, weight_of
 from hf_hyper.nn.stored import HyperLayer, decode_experts, relative_error
 from hf_hyper.pipeline.allocate import bits_by_loss
 from hf_hyper.pipeline.expected_losses import expected_losses
@@ -151,8 +151,7 @@ class _Job:
     def compress(self, name: str, knowledge: Knowledge | ExpertKnowledge | None) -> None:
         """Put the compressed layer in the place of module `name`."""
         started, module, plan = time.perf_counter(), self.model.get_submodule(name), self.plans[name]
-        weight = module.get_parameter("weight").detach()
-        weight = weight.T if is_transposed(module) else weight
+        weight = weight_of(module)
 
         def make() -> dict[str, Tensor]:
             if knowledge is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from hf_hyper.nn.replace import is_transposed
+from hf_hyper.nn.replace import weight_of
 from hf_hyper.pipeline.gradients import layer_backward
 from hf_hyper.pipeline.stack import Stack
 from hf_hyper.plan import Plan
@@ -51,8 +51,6 @@ def expected_losses(
     for index in logging.tqdm(range(len(stack) - 1, -1, -1), desc="Choosing rates", unit="layer"):
         known = layer_backward(stack, index, states[index, chosen], modules(index), gradients)
         for name in list(known):
-            module = stack.model.get_submodule(name)
-            weight = module.get_parameter("weight").detach()
-            weight = weight.T if is_transposed(module) else weight
+            weight = weight_of(stack.model.get_submodule(name))
             losses[name] = sensitivity(weight, plans[name].scheme, known.pop(name), name=name) / 2 / tokens
     return losses

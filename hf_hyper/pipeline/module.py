@@ -28,7 +28,7 @@ from hf_hyper.config import HyperConfig
 from hf_hyper.errors import ConfigError, FormatError
 from hf_hyper.layout import Layout
 from hf_hyper.nn.experts import ExpertBank, join_experts, routers, split_experts
-from hf_hyper.nn.replace import hyper_layer, hyper_modules, is_transposed, reshapable, weight_shape
+from hf_hyper.nn.replace import hyper_layer, hyper_modules, reshapable, weight_of, weight_shape
 from hf_hyper.nn.stored import HyperLayer, layer_specs
 from hf_hyper.pipeline.allocate import rates_between
 from hf_hyper.pipeline.workers import side_by_side
@@ -183,8 +183,7 @@ def _stored(name: str, layer: nn.Module, config: HyperConfig, bits: float) -> _S
     """Plan and tensors of a layer's weight, None where it stays as it is."""
     if "weight_orig" in layer._parameters:
         torch_prune.remove(layer, "weight")
-    weight = layer.get_parameter("weight")
-    weight = weight.T if is_transposed(layer) else weight
+    weight = weight_of(layer)
     own = HyperConfig(**{**config.to_dict(), "tensor_schemes": None, "bits": bits})
     plan = plan_shape(own, tuple(weight.shape), reshapable(layer), experts=isinstance(layer, ExpertBank))
     plan = None if plan is None else plan_weight(own, weight, plan)

@@ -22,7 +22,7 @@ from hf_hyper.config import HyperConfig
 from hf_hyper.errors import ConfigError
 from hf_hyper.layout import Layout
 from hf_hyper.nn.experts import join_experts, split_experts
-from hf_hyper.nn.replace import hyper_modules, is_transposed, layer_of, original_weight, replace, restore
+from hf_hyper.nn.replace import hyper_modules, layer_of, original_weight, replace, restore, weight_of
 from hf_hyper.nn.stored import layer_specs
 from hf_hyper.pipeline.calibrate import compress_loaded
 from hf_hyper.pipeline.calibration_text import calibration_windows
@@ -173,9 +173,7 @@ class HyperHfQuantizer(HfQuantizer):
         config = self.quantization_config
         plans: dict[str, Plan] = {}
         for name, plan in self._plans.items():
-            module = model.get_submodule(name)
-            weight = module.get_parameter("weight").detach()
-            known = plan_weight(config, weight.T if is_transposed(module) else weight, plan)
+            known = plan_weight(config, weight_of(model.get_submodule(name)), plan)
             if known is not None:
                 plans[name] = known
         if not plans:
