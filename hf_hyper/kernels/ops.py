@@ -145,12 +145,18 @@ def _run_matmul_experts(x: Tensor, ids: Tensor, tensors: list[Tensor], scheme: s
 
 
 def _run_matmul_experts_backward(gradient: Tensor, ids: Tensor, tensors: list[Tensor], scheme: str) -> Tensor:
-    """Gradient of the rows from that of their products: routed experts are decoded one by one, in float32."""
+    """Gradient of the rows from that of their products: routed experts are decoded one by one."""
     result = gradient.new_zeros(len(ids), TensorScheme.parse(scheme).in_features)
     for expert, rows in rows_by_expert(ids, len(tensors[0])):
-        weight = decode([tensor[expert] for tensor in tensors], scheme, torch.float32)
-        result[rows] = (gradient[rows].float() @ weight).to(gradient.dtype)
+        result[rows] = _input_gradient(gradient[rows], [tensor[expert] for tensor in tensors], scheme)
     return result
+
+
+def _input_gradient(gradient: Tensor, tensors: list[Tensor], scheme: str) -> Tensor:
+    """Gradient `[..., in_features]` of activations from that of their products with a stored weight."""
+    # Not in float16: a weight may not fit it although its products with small activations do.
+    dtype = torch.float32 if gradient.dtype == torch.float16 else gradient.dtype
+    return (gradient.to(dtype) @ decode(tensors, scheme, dtype)).to(gradient.dtype)
 
 
 def _run_embedding(index: Tensor, tensors: list[Tensor], scheme: str, dtype: torch.dtype) -> Tensor:
@@ -196,16 +202,13 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tensors: list[Tensor], scheme: str) -> Tensor:
         ctx.save_for_backward(*tensors)
-        ctx.scheme, ctx.dtype = scheme, x.dtype
+        ctx.scheme = scheme
         with torch._C._AutoDispatchBelowAutograd():
             return _matmul(x, tensors, scheme)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        # Not in float16: a weight may not fit it although its products with small activations do.
-        dtype = torch.float32 if ctx.dtype == torch.float16 else ctx.dtype
-        weight = decode(list(ctx.saved_tensors), ctx.scheme, dtype)
-        return (grads[0].to(dtype) @ weight).to(ctx.dtype), None, None
+        return _input_gradient(grads[0], list(ctx.saved_tensors), ctx.scheme), None, None
 
 
 class _ExpertsProduct(torch.autograd.Function):

@@ -163,7 +163,7 @@ class HyperExperts(nn.Module):
             yield
         finally:
             for name in names:
-                del self.__dict__[name]
+                self.__dict__.pop(name, None)  # another thread may have been here
 
     def __getattr__(self, name: str) -> Any:
         bank = self.__dict__.get("_modules", {}).get(BANKS.get(name, ""))
