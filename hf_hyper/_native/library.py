@@ -16,7 +16,7 @@ import torch
 
 from hf_hyper.errors import ConfigError, HyperError, KernelUnavailable
 
-_ABI_VERSION = 4
+_ABI_VERSION = 5
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 
 _POINTER, _INT, _INT64, _UINT32 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_uint32
@@ -41,6 +41,7 @@ _SIGNATURES = {
     "hyper_dense_tokens": (_INT64, ()),
     "hyper_shift_rotate": (_INT, (_POINTER, _POINTER, _INT, _INT64, _INT, _POINTER, _INT, _POINTER)),
     "hyper_shift_decode_rows": (_INT, (_POINTER, _POINTER, _INT64, _INT64, _INT, _POINTER, _INT)),
+    "hyper_shift_decode_weight": (_INT, (_POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER, _INT)),
     "hyper_shift_finish": (
         _INT,
         (_POINTER, _POINTER, _INT, _INT64, _INT64, _POINTER, _POINTER, _POINTER, _INT64, _INT, _POINTER, _INT),

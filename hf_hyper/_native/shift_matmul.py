@@ -1,4 +1,4 @@
-"""Products of activations with `shift` weights by the compiled core, rotations included."""
+"""Products of activations with `shift` weights, and those weights themselves, by the compiled core."""
 
 import ctypes
 from collections.abc import Sequence
@@ -214,6 +214,42 @@ def shift_decode_rows(
         plan.address, codes.data_ptr(), first_tile, tiles, thread_count(threads), rows.data_ptr(), DTYPES[rows.dtype]
     )
     check(result, "shift_decode_rows")
+
+
+def shift_decode_weight(
+    plan: ShiftPlan, codes: Tensor, scale: Tensor, out_scale: Tensor, weight: Tensor, threads: int | None = None
+) -> None:
+    """The weight that stored tensors stand for, rotated back, in float32 until the last step.
+
+    Args:
+        plan: Shape and constants.
+        codes: `[padded_out / 16, padded_in / 16, 8 * bits]` int32.
+        scale: `[padded_out]` float16.
+        out_scale: `[out_features]` bfloat16.
+        weight: `[out_features, in_features]` float32, bfloat16 or float16, contiguous: receives the weight.
+        threads: Threads to use; `torch.get_num_threads()` unless given. The result does not depend on it.
+
+    Raises:
+        ShapeError: A tensor has another shape than the plan wants.
+        ConfigError: A tensor has another dtype, device or strides.
+        KernelUnavailable: There is no compiled core.
+    """
+    library = require()
+    codes = _codes(plan, codes)
+    scale, out_scale = _scales(plan, scale, out_scale)
+    check_dtype("weight", weight)
+    stored("weight", weight, (plan.out_features, plan.in_features), weight.dtype)
+    check_contiguous("weight", weight)
+    result = library.hyper_shift_decode_weight(
+        plan.address,
+        codes.data_ptr(),
+        scale.data_ptr(),
+        out_scale.data_ptr(),
+        thread_count(threads),
+        weight.data_ptr(),
+        DTYPES[weight.dtype],
+    )
+    check(result, "shift_decode_weight")
 
 
 def shift_finish(

@@ -84,7 +84,7 @@ bool wide_dtype(int dtype) { return dtype == HYPER_FLOAT32 || dtype == HYPER_BFL
 
 }  // namespace
 
-int hyper_abi_version(void) { return 4; }
+int hyper_abi_version(void) { return 5; }
 
 const char* hyper_isa(void) { return hyper::kernels().name; }
 
@@ -199,6 +199,14 @@ int hyper_shift_finish(const hyper_shift_plan* plan, const void* product, int pr
     hyper::finish_tokens(*plan, product, product_dtype, first_tile, tiles, sums, scale, out_scale, tokens, clamped(threads), y,
                          dtype);
   });
+}
+
+int hyper_shift_decode_weight(const hyper_shift_plan* plan, const uint32_t* codes, const uint16_t* scale,
+                              const uint16_t* out_scale, int threads, void* weight, int dtype) {
+  if (!valid(plan) || !valid_dtype(dtype) || threads < 1) return HYPER_ERROR_ARGUMENT;
+  if (codes == nullptr || scale == nullptr || out_scale == nullptr || weight == nullptr) return HYPER_ERROR_ARGUMENT;
+  return guarded(
+      [&] { hyper::decode_weight(*plan, codes, scale, out_scale, clamped(threads), weight, dtype); });
 }
 
 int hyper_winding_nearest(const float* points, int64_t n, const float* nodes, int64_t num_nodes, int threads,

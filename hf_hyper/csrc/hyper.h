@@ -2,7 +2,7 @@
 //
 // Every function that can fail returns HYPER_OK or a negative HYPER_ERROR_*. Arrays are C-contiguous. `threads` is
 // the number of threads to work on the call, at least 1 (beyond 256 counts as 256); results never depend on it, and only
-// products of activations depend on the instruction set.
+// products of activations and weights rotated back depend on the instruction set.
 #pragma once
 
 #include <stdint.h>
@@ -112,6 +112,11 @@ HYPER_API int hyper_shift_decode_rows(const hyper_shift_plan* plan, const uint32
 HYPER_API int hyper_shift_finish(const hyper_shift_plan* plan, const void* product, int product_dtype,
                                  int64_t first_tile, int64_t tiles, const float* sums, const uint16_t* scale,
                                  const uint16_t* out_scale, int64_t tokens, int threads, void* y, int dtype);
+
+// The weight that the stored tensors stand for, rounded from float32 to `dtype`: [out_features, in_features]. Values beyond
+// float32 are its largest ones.
+HYPER_API int hyper_shift_decode_weight(const hyper_shift_plan* plan, const uint32_t* codes, const uint16_t* scale,
+                                        const uint16_t* out_scale, int threads, void* weight, int dtype);
 
 // Nearest node of `winding` for every point, by squared distance in float32; the lowest index on a tie.
 //   points     [n, 2] float32, of magnitude up to 1e18

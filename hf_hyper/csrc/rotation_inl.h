@@ -1,4 +1,4 @@
-// Rotations around a product: signs, Walsh-Hadamard transforms and cosine transforms of one token, in float.
+// Rotations around a product and of a weight: signs, Walsh-Hadamard transforms and cosine transforms, in float.
 //
 // The definition is storage/FORMAT.md, "Incoherence"; the torch version is rotation/incoherence.py. Compiled once per
 // instruction set, with internal linkage; vectors are compiler vectors of 16 floats, which every target lowers.
@@ -77,6 +77,7 @@ HYPER_INLINE void store_lanes(const Float16Lanes& lanes, int64_t count, int dtyp
     std::memcpy(static_cast<uint16_t*>(to) + first, &rounded, sizeof rounded);
     return;
   }
+  if (dtype == HYPER_FLOAT32 && count >= 16) return store16(static_cast<float*>(to) + first, lanes);
   float values[16];
   store16(values, lanes);
   store_values(values, count, dtype, to, first);
@@ -205,6 +206,54 @@ inline void mix_axis(float* x, int64_t count, int64_t size, int64_t inner, const
   }
 }
 
+// kColumns columns first, first + 1, ... of the transposed matrix times the values of `mixed`, and their mirror images.
+template <int kColumns, class Lanes>
+HYPER_INLINE void unmix_rows(const Lanes* mixed, int64_t size, const float* matrix, int64_t first, int64_t inner,
+                             float* to) {
+  Lanes even[kColumns] = {}, odd[kColumns] = {};
+  const float* row = matrix + first;
+  for (int64_t r = 0; r + 1 < size; r += 2, row += 2 * size) {
+    HYPER_UNROLL
+    for (int q = 0; q < kColumns; ++q) {
+      even[q] += mixed[r] * row[q];
+      odd[q] += mixed[r + 1] * row[size + q];
+    }
+  }
+  HYPER_UNROLL
+  for (int q = 0; q < kColumns; ++q) {
+    if (size % 2 == 1) even[q] += mixed[size - 1] * row[q];
+    const Lanes low = even[q] + odd[q], high = even[q] - odd[q];
+    std::memcpy(to + (size - 1 - first - q) * inner, &high, sizeof high);
+    std::memcpy(to + (first + q) * inner, &low, sizeof low);  // the middle is its own image
+  }
+}
+
+// The transpose of mix_columns.
+template <int kLanes, int kMaxSize>
+inline void unmix_columns(float* x, int64_t count, int64_t size, int64_t inner, const float* matrix) {
+  typedef float Lanes __attribute__((vector_size(4 * kLanes)));
+  constexpr int kColumns = 2;
+  const int64_t half = (size + 1) / 2;
+  Lanes mixed[kMaxSize];
+  for (int64_t start = 0; start < count; start += size * inner) {
+    for (int64_t i = 0; i < inner; i += kLanes) {
+      float* from = x + start + i;
+      for (int64_t r = 0; r < size; ++r) std::memcpy(&mixed[r], from + r * inner, sizeof(Lanes));
+      int64_t j = 0;
+      for (; j + kColumns <= half; j += kColumns) unmix_rows<kColumns>(mixed, size, matrix, j, inner, from);
+      for (; j < half; ++j) unmix_rows<1>(mixed, size, matrix, j, inner, from);
+    }
+  }
+}
+
+inline void unmix_axis(float* x, int64_t count, int64_t size, int64_t inner, const float* matrix) {
+  if (size <= 64) {
+    unmix_columns<16, 64>(x, count, size, inner, matrix);
+  } else {
+    unmix_columns<4, 1024>(x, count, size, inner, matrix);
+  }
+}
+
 inline int64_t padded_to_tiles(int64_t size) { return (size + kTile - 1) / kTile * kTile; }
 
 // Sum of vectors: of 4 in float, of those in float64.
@@ -314,6 +363,59 @@ inline void rotate_output(const hyper_shift_plan& plan, int64_t block, const uin
           store_lanes(lanes, rows - i, dtype, out, to + i);
         });
   }
+}
+
+inline void rotate_columns(const hyper_shift_plan& plan, int64_t first, const float* units, float* sums,
+                           int64_t columns, float* to, int64_t stride) {
+  const int64_t rows = plan.output_block;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = r * columns; i < (r + 1) * columns; i += 16) {
+      Float16Lanes lanes;
+      load16(lanes, sums + i);
+      store16(sums + i, (lanes - plan.mean_offset) * units[r]);
+    }
+  }
+  widen_hadamard(sums, rows * columns, columns, rows * columns);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(rows));
+  for (int64_t r = 0; r < rows; ++r) {
+    const float factor = scale * plan.signs_out[first + r];
+    for (int64_t i = 0; i < columns; i += 16) {
+      Float16Lanes lanes;
+      load16(lanes, sums + r * columns + i);
+      store16(to + r * stride + i, lanes * factor);
+    }
+  }
+}
+
+inline void unrotate_input(const hyper_shift_plan& plan, float* rotated, float scale, int dtype, void* to,
+                           int64_t first) {
+  constexpr float kLargest = 3.40282347e38f;
+  const int64_t padded = padded_to_tiles(plan.in_features), width = padded / plan.input_blocks;
+  const int64_t power = width & -width, run = power < 128 ? power : 128;
+  const float unit = 1.0f / std::sqrt(static_cast<float>(power));
+  int64_t inner = width;
+  const float* matrix = plan.cosines;
+  for (int f = 0; f < plan.num_factors; ++f) {
+    inner /= plan.factors[f];
+    matrix += int64_t{plan.factors[f]} * plan.factors[f];
+  }
+  for (int f = plan.num_factors - 1; f >= 0; --f) {
+    const int64_t size = plan.factors[f];
+    matrix -= size * size;
+    unmix_axis(rotated, padded, size, inner, matrix);
+    inner *= size;
+  }
+  widen_hadamard(rotated, padded, run, power);
+  short_hadamard(
+      padded, run, [=](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA { load16(lanes, rotated + i); },
+      [=, &plan](int64_t i, const Float16Lanes& unscaled) HYPER_INLINE_LAMBDA {
+        Float16Lanes factors;
+        load16(factors, plan.signs_in + i);
+        Float16Lanes lanes = unscaled * (factors * unit) * scale;
+        lanes = lanes > kLargest ? Float16Lanes{} + kLargest : lanes;
+        lanes = lanes < -kLargest ? Float16Lanes{} - kLargest : lanes;
+        store_lanes(lanes, plan.in_features - i, dtype, to, first + i);
+      });
 }
 
 inline void scale_product(const void* product, int dtype, int64_t rows, const float* units, float offset,

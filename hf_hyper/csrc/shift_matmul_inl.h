@@ -204,6 +204,8 @@ constexpr MatmulSteps matmul_table(const char* name, std::integer_sequence<int, 
   steps.arrange = arrange<W>;
   steps.rotate_input = rotate_input;
   steps.rotate_output = rotate_output;
+  steps.rotate_columns = rotate_columns;
+  steps.unrotate_input = unrotate_input;
   steps.scale_product = scale_product;
   steps.to_bfloat16 = to_bfloat16;
   return steps;

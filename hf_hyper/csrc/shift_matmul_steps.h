@@ -49,6 +49,13 @@ struct MatmulSteps {
   // out [tokens, out_features]
   void (*rotate_output)(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, const float* y,
                         int64_t tokens, int64_t stride, int dtype, void* out);
+  // sums [output_block, columns] of the rows of a block from `first` on, overwritten -> (sums - mean_offset) * units
+  // [output_block], and S_out R_out^T of that: to, rows `stride` values apart; columns a multiple of 16
+  void (*rotate_columns)(const hyper_shift_plan& plan, int64_t first, const float* units, float* sums, int64_t columns,
+                         float* to, int64_t stride);
+  // rotated [padded_in], overwritten -> scale * S_in R_in^T rotated, limited to finite numbers: to[first...] of a HYPER_*
+  // dtype, [in_features]
+  void (*unrotate_input)(const hyper_shift_plan& plan, float* rotated, float scale, int dtype, void* to, int64_t first);
   // product [rows] of a HYPER_* dtype -> (product - offset) * units, [rows] float
   void (*scale_product)(const void* product, int dtype, int64_t rows, const float* units, float offset, float* values);
   void (*to_bfloat16)(const float* from, int64_t count, uint16_t* to);

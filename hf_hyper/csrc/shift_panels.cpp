@@ -3,13 +3,11 @@
 //
 // Panels hold centred byte sums, not weights: they are integers of -510..510, so that bfloat16 rounds only those beyond
 // 256, and the scale of a row is applied to the product in float.
-#include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "float16_inl.h"
 #include "shift_matmul.h"
-#include "shift_layout.h"
+#include "shift_rows.h"
 #include "thread_pool.h"
 
 namespace hyper {
@@ -35,30 +33,15 @@ void rotate_tokens(const hyper_shift_plan& plan, const void* x, int dtype, int64
 
 void decode_rows(const hyper_shift_plan& plan, const uint32_t* codes, int64_t first_tile, int64_t tiles, int threads,
                  void* rows, int rows_dtype) {
-  const MatmulSteps& steps = matmul_steps();
   const ShiftLayout layout(plan);
-  const DecodeStep decode = (rows_dtype == HYPER_BFLOAT16 ? steps.decode_bfloat16 : steps.decode_float)[plan.bits - 1];
+  const RowDecoder decoder(plan, codes, rows_dtype);
   const int64_t size = rows_dtype == HYPER_BFLOAT16 ? 2 : 4;
-  const int at_once = steps.tiles[plan.bits - 1];
-  WorkCounter work(tiles, at_once);
+  WorkCounter work(tiles, decoder.tiles_at_once());
   run_on_threads(threads, [&] {
     int64_t tile, end;
     while (work.take(&tile, &end)) {
-      const uint32_t* from = codes + (first_tile + tile) * layout.tile_words;
-      char* to = static_cast<char*>(rows) + tile * kTile * layout.columns * size;
-      if (end - tile == at_once) {
-        decode(from, layout.tile_words, layout.in_tiles, plan.multiplier, to, layout.columns);
-        continue;
-      }
-      // A last tile, which keeps itself company: the second copy of its rows is dropped.
-      for (int64_t t = 0; t < layout.in_tiles; ++t) {
-        float both[kMaxTiles * kTile * kTile];
-        decode(from + t * 8 * plan.bits, 0, 1, plan.multiplier, both, kTile);
-        for (int r = 0; r < kTile; ++r) {
-          std::memcpy(to + (r * layout.columns + t * kTile) * size,
-                      reinterpret_cast<const char*>(both) + r * kTile * size, kTile * size);
-        }
-      }
+      decoder.decode(first_tile + tile, end - tile, 0, layout.in_tiles,
+                     static_cast<char*>(rows) + tile * kTile * layout.columns * size, layout.columns);
     }
   });
 }

@@ -20,11 +20,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from hf_hyper import _native
-from hf_hyper.codec import apply_out_scale
 from hf_hyper.errors import ConfigError
 from hf_hyper.hyperfunctions.shift import MULTIPLIER, byte_sums
 from hf_hyper.rotation.hadamard import dct_matrix, odd_factors
-from hf_hyper.rotation.incoherence import output_block, signs, unrotate_weight
+from hf_hyper.rotation.incoherence import output_block, signs
 from hf_hyper.scheme import TILE, TensorScheme
 
 __all__ = ["activations", "decode_shift", "matmul_shift", "set_activations", "way"]
@@ -68,12 +67,12 @@ def activations() -> str:
 
 def decode_shift(tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: torch.dtype) -> Tensor:
     """The stored weight `[out_features, in_features]` of `shift` with incoherence; see `reference.decode`."""
-    plan = _plan(scheme)
-    sums = torch.empty(scheme.padded_out, scheme.padded_in, dtype=torch.float32, device="cpu")
-    _native.shift_decode_rows(plan, tensors["codes"], 0, scheme.padded_out // TILE, sums)
-    sums += -plan.mean_offset
-    rotated = sums.mul_(tensors["scale"].float().unsqueeze(1) * plan.inverse_deviation)
-    return apply_out_scale(unrotate_weight(rotated, scheme), tensors["out_scale"]).to(dtype).contiguous()
+    direct = dtype in (torch.float32, torch.bfloat16, torch.float16)
+    weight = torch.empty(
+        scheme.out_features, scheme.in_features, dtype=dtype if direct else torch.float32, device="cpu"
+    )
+    _native.shift_decode_weight(_plan(scheme), *_stored(tensors), weight)
+    return weight.to(dtype)
 
 
 def matmul_shift(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:
@@ -129,6 +128,10 @@ def _panel_space(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
         with torch.inference_mode(False):
             kept[dtype] = torch.empty(max(rows * columns, PANEL_WEIGHTS), dtype=dtype, device="cpu")
     return kept[dtype][: rows * columns].view(rows, columns)
+
+
+def _stored(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    return tensors["codes"], tensors["scale"], tensors["out_scale"]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -3,7 +3,7 @@
 //
 //     compare_isas neon
 //
-// Codes and decoded weights must be the same bits; products may differ by the order of their sums. Prints what differs.
+// Codes and decoded weights must be the same bits; products and weights rotated back may differ by the order of their sums. Prints what differs.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -93,6 +93,9 @@ void compare_shift_products(int rate) {
   }
   compare<Floats>("shift_decode_rows", rate, rows * columns, 0, [&](float* weights) {
     return hyper_shift_decode_rows(&plan, codes.data(), 0, rows / 16, 1, weights, HYPER_FLOAT32);
+  });
+  compare<Floats>("shift_decode_weight", rate, rows * columns, 1e-6, [&](float* weights) {
+    return hyper_shift_decode_weight(&plan, codes.data(), scale.data(), out_scale.data(), 1, weights, HYPER_FLOAT32);
   });
 }
 

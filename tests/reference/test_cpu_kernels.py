@@ -214,6 +214,46 @@ def test_decoded_rows_are_the_byte_sums(bits: int, isa: str) -> None:
         assert torch.equal(rows, wanted.round()[16:].to(dtype))
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize(("rows", "columns", "blocks"), [(1, 1, 1), (172, 64, 1), (130, 270, 1), (576, 576, 4)])
+def test_decoded_weight(rows: int, columns: int, blocks: int, bits: int, isa: str) -> None:
+    check_weight(TensorScheme("shift", float(bits), rows, columns, input_blocks=blocks))
+
+
+@pytest.mark.parametrize("columns", [576, 1536, 8192 + 16, 16 * 1031, 16 * 63 * 13, 16 * 101])
+def test_decoded_weight_of_awkward_widths(columns: int, isa: str) -> None:
+    check_weight(TensorScheme("shift", 2.0, 300, columns))
+
+
+def check_weight(scheme: TensorScheme) -> None:
+    tensors = random_tensors(scheme)
+    wanted = codec.dequantize(tensors, scheme)
+    for dtype in (*DTYPES, torch.float64):
+        got = cpu.decode_shift(tensors, scheme, dtype)
+        assert got.is_contiguous()
+        assert_as_accurate_as(
+            wanted, wanted.to(dtype), got, atol=2e-5
+        )  # float32 sums in another order, which may cancel
+
+
+def test_decoded_weight_does_not_depend_on_threads() -> None:
+    scheme = TensorScheme("shift", 3.0, 300, 576)
+    tensors = random_tensors(scheme)
+    alone, several = torch.empty(300, 576), torch.empty(300, 576)
+    for threads, weight in ((1, alone), (3, several)):
+        _native.shift_decode_weight(cpu._plan(scheme), *tensors.values(), weight, threads=threads)
+    assert torch.equal(alone, several)
+
+
+def test_decoded_weight_is_limited_to_finite_numbers(isa: str) -> None:
+    scheme = TensorScheme("shift", 4.0, 32, 272)
+    tensors = random_tensors(scheme)
+    tensors["out_scale"].fill_(torch.finfo(torch.bfloat16).max)
+    got = cpu.decode_shift(tensors, scheme, torch.float32)
+    assert got.isfinite().all()
+    assert got.abs().max() == torch.finfo(torch.float32).max
+
+
 def test_wrong_tensors_are_refused() -> None:
     scheme = TensorScheme("shift", 4.0, 48, 272)
     tensors = random_tensors(scheme)
@@ -225,6 +265,10 @@ def test_wrong_tensors_are_refused() -> None:
         _native.shift_matmul(plan, tensors["codes"], tensors["scale"].float(), tensors["out_scale"], x)
     with pytest.raises(ShapeError, match=r"x: got shape \[1, 271\], wanted \[tokens, 272\]"):
         _native.shift_matmul(plan, tensors["codes"], tensors["scale"], tensors["out_scale"], x[:, 1:])
+    with pytest.raises(ShapeError, match=r"weight: got shape \[48, 271\], wanted \[48, 272\]"):
+        _native.shift_decode_weight(plan, *tensors.values(), torch.empty(48, 271))
+    with pytest.raises(ConfigError, match=r"weight: got strides \(1, 48\), wanted a contiguous tensor"):
+        _native.shift_decode_weight(plan, *tensors.values(), torch.empty(272, 48).T)
     with pytest.raises(ConfigError, match="set_activations: got 'int4', wanted one of exact, int8"):
         cpu.set_activations("int4")
 
