@@ -2,8 +2,9 @@
 
 Rounding picks the codes of every layer by what that layer does alone. Afterwards the codes stay, and the two scales of
 each row (`scale` in the rotated basis, `out_scale` before it) make up for what the layers do to each other: they move
-down the gradient of the KL divergence from the original model on the calibration text. Nothing is stored that was not
-stored before, no weight is trained, and no label is read.
+down the gradient of the KL divergence from the original model on the calibration text, and go as far, if anywhere, as
+helps a part of the text that they were not fitted to. Nothing is stored that was not stored before, no weight is
+trained, and no label is read.
 
 For a layer y = diag(o) R^T diag(s) V x with the gradient g at y, both gradients follow from y and g alone:
 
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from hf_hyper import codec
-from hf_hyper.encoders.shift import stored_scale
+from hf_hyper.encoders.shift import DISTORTION, stored_scale
 from hf_hyper.errors import ShapeError
 from hf_hyper.nn import HyperExpertBank, HyperLinear
 from hf_hyper.pipeline.stack import Stack
@@ -39,8 +40,15 @@ __all__ = ["can_fit", "fit_scales_to_loss"]
 BATCH_TOKENS = 512
 """Tokens to a step, one window where windows are longer."""
 
-RATE = 3e-3
-"""First step of Adam, relative to a scale; the steps fall to zero along a line."""
+STEP = 0.015
+"""First step of Adam, relative to a scale, over the relative error of the codes: what steps add to a scale beyond its
+gradient is noise, which may be the greater the more the codes have. The steps fall to zero along a line."""
+
+HELD_OUT = 8
+"""One batch of so many is not fitted to but says how far to go."""
+
+SHARES = (0.0, 0.5, 1.0)
+"""Of the way from the scales before the fit to those after it."""
 
 
 Fitted = HyperLinear | HyperExpertBank
@@ -69,8 +77,8 @@ def fit_scales_to_loss(
         originals: Modules of the original model by name, where others have taken their places after the last layer.
 
     Returns:
-        Divergence in nats a token before every step; half the squared error of the last hidden states for a model
-        without a vocabulary.
+        Divergence in nats a token before every step, of the text of that step; half the squared error of the last
+        hidden states for a model without a vocabulary.
 
     Raises:
         ShapeError: The divergence or its gradient is NaN or infinite; the layers keep the scales of the step before.
@@ -79,13 +87,14 @@ def fit_scales_to_loss(
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[: len(windows) // size * size]
     stack = Stack(model, windows[order.to(windows.device)], size)
     scales = [_Scales(layer) for layer in layers]
-    adam = torch.optim.Adam([log for each in scales for log in each.logs], lr=RATE, betas=(0.9, 0.99))
-    batches = len(windows) // size
-    steps = max(1, round(passes * batches))
+    adam = torch.optim.Adam([{"params": each.logs, "lr": each.step()} for each in scales], betas=(0.9, 0.99))
+    batches = [slice(start, start + size) for start in range(0, len(order), size)]
+    held = [batches.pop() for _ in range(len(batches) // HELD_OUT)]
+    steps = max(1, round(passes * len(batches)))
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / steps)
     losses = []
     for step in logging.tqdm(range(steps), desc="Fitting scales", unit="step"):
-        place = slice(step % batches * size, (step % batches + 1) * size)
+        place = batches[step % len(batches)]
         own = wanted[order[place].to(wanted.device)]
         losses.append(_backward(stack, scales, stack.entries[place], own, originals or {}))
         if not math.isfinite(losses[-1]) or not all(each.finite() for each in scales):
@@ -98,6 +107,18 @@ def fit_scales_to_loss(
         schedule.step()
         for each in scales:
             each.store()
+    if held:
+        found = {}
+        for share in SHARES:
+            for each in scales:
+                each.store(share)
+            found[share] = sum(
+                _loss(stack, stack.entries[place], wanted[order[place].to(wanted.device)], originals or {})
+                for place in held
+            )
+        best = min(found, key=lambda share: found[share])
+        for each in scales:
+            each.store(best)
     return losses
 
 
@@ -127,10 +148,14 @@ class _Scales:
         """Whether all gradients are."""
         return all(log.grad is None or bool(log.grad.isfinite().all()) for log in self.logs)
 
+    def step(self) -> float:
+        """First step of Adam."""
+        return STEP * math.sqrt(DISTORTION[int(self.layer.scheme.bits)])
+
     @torch.no_grad()
-    def store(self) -> None:
-        """Write the scales into the layer, and forget the gradients."""
-        scale, out_scale = (start * log.exp() for start, log in zip(self.start, self.logs, strict=True))
+    def store(self, share: float = 1.0) -> None:
+        """Write the scales into the layer, so much of the way that they have moved, and forget the gradients."""
+        scale, out_scale = (start * (share * log).exp() for start, log in zip(self.start, self.logs, strict=True))
         self.layer.get_parameter("scale").copy_(stored_scale(scale))
         self.layer.get_parameter(codec.OUT_SCALE).copy_(codec.stored_out_scale(out_scale))
         for log in self.logs:
@@ -175,6 +200,13 @@ def _backward(
         for handle in handles:
             handle.remove()
     return loss
+
+
+def _loss(stack: Stack, states: Tensor, wanted: Tensor, originals: Mapping[str, nn.Module]) -> float:
+    """The loss of one batch."""
+    for index in range(len(stack)):
+        states = stack.run(index, states)
+    return _divergence(stack, states, wanted, originals)[0]
 
 
 def _divergence(
