@@ -42,7 +42,7 @@ class HyperConfig(QuantizationConfigMixin):
             Scales add about 32 / in_features bits. 4 is a good start, 3 and 2 suit larger models.
         hyperfunction: `"shift"` (best quality per bit) or `"winding"` (the method of arXiv 2409.00592).
         effort: How long to search: `"fast"`, `"balanced"` or `"best"`. Changes quality and compression time, never the
-            format or the speed of the model.
+            format or the speed of the model. Calibrated weights are searched in full from `"balanced"` on.
         calibration: Text that shows how the model is used: None for none, `"default"` for the text that comes with the
             package, `"self"` for text that the model writes, a file, a data set (`NAME:CONFIG:SPLIT`), or a list of
             strings. Worth more than a bit a weight; costs minutes for a small model. Only with `shift`.
