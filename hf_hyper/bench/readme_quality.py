@@ -43,7 +43,7 @@ def quality(rows: Sequence[Row], picture: str | None) -> str:
     command = "python -m hf_hyper.bench.quality --model twin --text wiki.valid.raw --json quality.json --resume"
     methods = list(dict.fromkeys(row["method"] for row in rows))
     text = next((row for row in rows if row.get("calibration", "default") != "default"), None)
-    command += f" --calibration {text['calibration']}" if text else ""
+    command += f" --calibration {text['calibration']} --calibration-tokens {text['calibration_tokens']}" if text else ""
     own: dict[tuple[str, str], list[str]] = {}  # methods by rates and effort
     for method in (name for name in methods if name in OURS):
         measured = [row for row in rows if row["method"] == method]
@@ -58,6 +58,7 @@ def quality(rows: Sequence[Row], picture: str | None) -> str:
             [
                 '    pip install ".[peers]"',
                 "    python -m hf_hyper.bench.offgrid twin",
+                *(["    python -m hf_hyper.bench.calibration_text standard_cal_data calib.txt"] if text else []),
                 *(
                     f"    {command} --bits {rates} --effort {effort} --methods {' '.join(names)}"
                     for (rates, effort), names in own.items()
