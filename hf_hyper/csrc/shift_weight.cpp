@@ -1,8 +1,8 @@
 // The weight that stored tensors of `shift` with incoherence stand for, in its own basis.
 //
-// Some blocks of the output rotation at a time, in one job of the pool with two phases. First the threads take strips of
-// columns of a block, small enough for the first-level cache: decode, scale, rotate over the rows. Then they take rows, rotate
-// them over their columns, and write.
+// Some blocks of the output rotation at a time, in one job of the pool with two phases. First the threads take strips
+// of columns of a block, small enough for the first-level cache: decode, scale, rotate over the rows. Then they take
+// rows, rotate them over their columns, and write.
 #include <algorithm>
 #include <atomic>
 #include <thread>

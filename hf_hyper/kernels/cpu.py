@@ -79,7 +79,7 @@ def matmul_shift(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme)
     """`x @ weight.T` of `shift` with incoherence; see `reference.matmul`."""
     plan = _plan(scheme)
     rows = x.reshape(-1, scheme.in_features)
-    codes, scale, out_scale = tensors["codes"], tensors["scale"], tensors["out_scale"]
+    codes, scale, out_scale = _stored(tensors)
     way = _way(len(rows), x.dtype, plan)
     if way == "fused":
         y = _native.shift_matmul(plan, codes, scale, out_scale, rows, int8=activations() == "int8")

@@ -45,7 +45,7 @@ STEP = 0.015
 gradient is noise, which may be the greater the more the codes have. The steps fall to zero along a line."""
 
 HELD_OUT = 8
-"""One batch of so many is not fitted to but says how far to go."""
+"""One batch of so many is not fitted to but says how far to go; a text of fewer is fitted to whole, all of the way."""
 
 SHARES = (0.0, 0.5, 1.0)
 """Of the way from the scales before the fit to those after it."""
@@ -92,11 +92,13 @@ def fit_scales_to_loss(
     held = [batches.pop() for _ in range(len(batches) // HELD_OUT)]
     steps = max(1, round(passes * len(batches)))
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / steps)
+
+    def batch(place: slice) -> tuple[Tensor, Tensor, Mapping[str, nn.Module]]:
+        return stack.entries[place], wanted[order[place].to(wanted.device)], originals or {}
+
     losses = []
     for step in logging.tqdm(range(steps), desc="Fitting scales", unit="step"):
-        place = batches[step % len(batches)]
-        own = wanted[order[place].to(wanted.device)]
-        losses.append(_backward(stack, scales, stack.entries[place], own, originals or {}))
+        losses.append(_backward(stack, scales, *batch(batches[step % len(batches)])))
         if not math.isfinite(losses[-1]) or not all(each.finite() for each in scales):
             what = "divergence" if not math.isfinite(losses[-1]) else "gradient of the divergence"
             raise ShapeError(
@@ -112,10 +114,7 @@ def fit_scales_to_loss(
         for share in SHARES:
             for each in scales:
                 each.store(share)
-            found[share] = sum(
-                _loss(stack, stack.entries[place], wanted[order[place].to(wanted.device)], originals or {})
-                for place in held
-            )
+            found[share] = sum(_loss(stack, *batch(place)) for place in held)
         best = min(found, key=lambda share: found[share])
         for each in scales:
             each.store(best)

@@ -143,6 +143,22 @@ def test_expected_losses_foretell_those_of_single_tensors(folder: Path) -> None:
     assert abs(statistics.fmean(found) - mean) < 3 * deviation / len(found) ** 0.5
 
 
+@pytest.mark.parametrize(("effort", "search"), [("fast", "fast"), ("balanced", "best"), ("best", "best")])
+def test_calibrated_weights_are_searched_in_full_from_balanced_on(
+    effort: str, search: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, whole = set(), calibration.quantize_calibrated
+
+    def note(weight, scheme, effort, knowledge, *, plain, name):
+        seen.add(effort)
+        return whole(weight, scheme, "fast", knowledge, plain=plain, name=name)
+
+    monkeypatch.setattr(calibration, "quantize_calibrated", note)
+    config = hf_hyper.HyperConfig(**{**CALIBRATED, "effort": effort, "rounding": "ldlq", "calibration_tokens": 1024})
+    AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
+    assert seen == {search}
+
+
 def test_rates_follow_the_loss_unless_told_otherwise(folder: Path) -> None:
     options = {**CALIBRATED, "bits": 3.5, "rounding": "fisher", "calibration_tokens": 1024}
     bits = []

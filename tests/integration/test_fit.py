@@ -181,3 +181,29 @@ def test_rows_that_no_expert_gets_do_not_count() -> None:
         handle.remove()
         gradients.append([log.grad for log in scales.logs])
     assert all(torch.allclose(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_steps_that_do_harm_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "STEP", 2.0)
+    monkeypatch.setattr(fit, "BATCH_TOKENS", 128)
+    ids = torch.randint(60, (64, 32), generator=torch.Generator().manual_seed(2))
+    model, layers, wanted = compressed("gpt2", ids)
+    before = [layer.get_parameter(name).clone() for layer in layers for name in ("scale", "out_scale")]
+    losses = fit.fit_scales_to_loss(model, layers, ids, wanted, 4, seed=0)
+    assert losses[-1] > losses[0]
+    after = [layer.get_parameter(name) for layer in layers for name in ("scale", "out_scale")]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_what_says_how_far_to_go_is_not_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "BATCH_TOKENS", 32)
+    learned, judged = [], []
+    backward, loss = fit._backward, fit._loss
+    monkeypatch.setattr(fit, "_backward", lambda *a: learned.append(a[2].sum().item()) or backward(*a))
+    monkeypatch.setattr(fit, "_loss", lambda *a: judged.append(a[1].sum().item()) or loss(*a))
+    ids = torch.randint(60, (16, 32), generator=torch.Generator().manual_seed(3))
+    model, layers, wanted = compressed("gpt2", ids)
+    fit.fit_scales_to_loss(model, layers, ids, wanted, 2, seed=0)
+    assert len(set(learned)) == 14 and len(learned) == 28
+    assert len(set(judged)) == 2 and len(judged) == 2 * len(fit.SHARES)
+    assert not set(learned) & set(judged)

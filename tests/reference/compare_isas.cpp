@@ -3,7 +3,8 @@
 //
 //     compare_isas neon
 //
-// Codes and decoded weights must be the same bits; products and weights rotated back may differ by the order of their sums. Prints what differs.
+// Codes and decoded weights must be the same bits; products and weights rotated back may differ by the order of their
+// sums. Prints what differs.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
