@@ -16,7 +16,7 @@ import torch
 
 from hf_hyper.errors import ConfigError, HyperError, KernelUnavailable
 
-_ABI_VERSION = 5
+_ABI_VERSION = 6
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 
 _POINTER, _INT, _INT64, _UINT32 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_uint32
@@ -30,13 +30,9 @@ _SIGNATURES = {
     "hyper_shift_encode": (_INT, (_POINTER, _INT64, _INT, _INT, _UINT32, _INT, _POINTER)),
     "hyper_shift_encode_observable": (_INT, (_POINTER, _INT64, _INT, _INT, _POINTER, _INT, _POINTER)),
     "hyper_shift_decode": (_INT, (_POINTER, _INT64, _INT, _UINT32, _INT, _POINTER)),
-    "hyper_shift_matmul": (
-        _INT,
-        (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT64, _INT, _INT, _POINTER),
-    ),
-    "hyper_shift_matmul_dense": (
-        _INT,
-        (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT64, _INT, _POINTER),
+    **dict.fromkeys(
+        ("hyper_shift_matmul", "hyper_shift_matmul_dense"),
+        (_INT, (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT64, _INT, _INT, _POINTER)),
     ),
     "hyper_dense_tokens": (_INT64, ()),
     "hyper_shift_rotate": (_INT, (_POINTER, _POINTER, _INT, _INT64, _INT, _POINTER, _INT, _POINTER)),

@@ -124,17 +124,25 @@ def shift_matmul(
 
 
 def shift_matmul_dense(
-    plan: ShiftPlan, codes: Tensor, scale: Tensor, out_scale: Tensor, x: Tensor, threads: int | None = None
+    plan: ShiftPlan,
+    codes: Tensor,
+    scale: Tensor,
+    out_scale: Tensor,
+    x: Tensor,
+    *,
+    int8: bool = False,
+    threads: int | None = None,
 ) -> Tensor:
     """`x @ weight.T` for many tokens: every weight is decoded once for up to 512 of them.
 
-    Rotated activations and decoded byte sums are rounded to bfloat16, sums are float32. Arguments, result and errors
-    are those of `shift_matmul`.
+    Rotated activations and decoded byte sums are rounded to bfloat16 or, with `int8`, to 8 bits, activations per token
+    and up to 256 columns, about 1 % of error; sums are float32. Arguments, result and errors are those of
+    `shift_matmul`.
 
     Raises:
         HyperError: `dense_tokens()` is 0.
     """
-    return _multiply("shift_matmul_dense", plan, (codes, scale, out_scale), x, threads)
+    return _multiply("shift_matmul_dense", plan, (codes, scale, out_scale), x, threads, int8)
 
 
 def _multiply(

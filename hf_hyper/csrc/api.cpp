@@ -84,7 +84,7 @@ bool wide_dtype(int dtype) { return dtype == HYPER_FLOAT32 || dtype == HYPER_BFL
 
 }  // namespace
 
-int hyper_abi_version(void) { return 5; }
+int hyper_abi_version(void) { return 6; }
 
 const char* hyper_isa(void) { return hyper::kernels().name; }
 
@@ -145,8 +145,8 @@ int hyper_shift_matmul(const hyper_shift_plan* plan, const uint32_t* codes, cons
 }
 
 int hyper_shift_matmul_dense(const hyper_shift_plan* plan, const uint32_t* codes, const uint16_t* scale,
-                             const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, int threads,
-                             void* y) {
+                             const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, int int8,
+                             int threads, void* y) {
   if (!valid(plan) || !valid_dtype(dtype) || tokens < 0 || threads < 1) return HYPER_ERROR_ARGUMENT;
   if (tokens == 0) return HYPER_OK;
   if (codes == nullptr || scale == nullptr || out_scale == nullptr || x == nullptr || y == nullptr) {
@@ -154,7 +154,8 @@ int hyper_shift_matmul_dense(const hyper_shift_plan* plan, const uint32_t* codes
   }
   bool supported = false;
   const int failure = guarded([&] {
-    supported = hyper::multiply_shift_dense(*plan, codes, scale, out_scale, x, dtype, tokens, clamped(threads), y);
+    const int used = clamped(threads);
+    supported = hyper::multiply_shift_dense(*plan, codes, scale, out_scale, x, dtype, tokens, int8 != 0, used, y);
   });
   return failure != HYPER_OK ? failure : supported ? HYPER_OK : HYPER_ERROR_ISA;
 }

@@ -21,6 +21,11 @@ HYPER_INLINE __m512i pairs(W::Float even, W::Float odd) {
   return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 }
 
+// `wanted` bits of `from`, the others of `step`.
+HYPER_INLINE __m512i byte_from(__m512i step, __m512i from, uint32_t wanted) {
+  return _mm512_ternarylogic_epi32(_mm512_set1_epi32(static_cast<int>(wanted)), from, step, 0xCA);
+}
+
 // 16 columns of one row of every lane.
 template <int kFirst, int K, int... C>
 HYPER_INLINE void decode_row(const LaneWords<W, K>& words, W::Vec multiplier, uint16_t* weights,
@@ -32,20 +37,37 @@ HYPER_INLINE void decode_row(const LaneWords<W, K>& words, W::Vec multiplier, ui
   }
 }
 
-template <int K>
-void decode_shift(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_t multiplier, uint16_t* weights) {
+template <int kFirst, int K, int... C>
+HYPER_INLINE void decode_row(const LaneWords<W, K>& words, W::Vec multiplier, uint8_t* weights,
+                             std::integer_sequence<int, C...>) {
+  const W::Vec sum[kTile] = {
+      _mm512_dpbusd_epi32(_mm512_set1_epi32(2), W::multiply(words.template state<kFirst + C>(), multiplier),
+                          _mm512_set1_epi8(1))...};  // quarters in bits 2 to 9
+  HYPER_UNROLL
+  for (int c = 0; c < kTile; c += 4) {
+    W::Vec step = _mm512_srli_epi32(sum[c], 2);
+    step = byte_from(step, _mm512_slli_epi32(sum[c + 1], 6), 0xff00);
+    step = byte_from(step, _mm512_slli_epi32(sum[c + 2], 14), 0xff0000);
+    step = byte_from(step, _mm512_slli_epi32(sum[c + 3], 22), 0xff000000);
+    _mm512_store_si512(weights + c / 4 * kStepBytes, step);
+  }
+}
+
+template <class Weight, int K>
+void decode_shift(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_t multiplier, Weight* weights) {
   using Columns = std::make_integer_sequence<int, kTile>;
+  constexpr int kVector = kStepBytes / 2 / sizeof(Weight), kTileSteps = kTile * sizeof(Weight) / 4;
   const W::Vec factor = W::set1(multiplier);
-  for (int64_t t = 0; t < in_tiles; ++t, codes += 8 * K, weights += kTile / 2 * kStepValues) {
+  for (int64_t t = 0; t < in_tiles; ++t, codes += 8 * K, weights += kTileSteps * 2 * kVector) {
     prefetch_codes<W, K>(codes, next);
     const LaneWords<W, K> words(codes, next, 0);
     decode_row<0>(words, factor, weights, Columns());
     if constexpr (K % 2 == 1) {
-      decode_row<kTile>(words, factor, weights + kStepValues / 2, Columns());
+      decode_row<kTile>(words, factor, weights + kVector, Columns());
     } else {
       prefetch_codes<W, K>(codes + next, 0);
       const LaneWords<W, K> second(codes + next, 0, 0);
-      decode_row<0>(second, factor, weights + kStepValues / 2, Columns());
+      decode_row<0>(second, factor, weights + kVector, Columns());
     }
   }
 }
@@ -54,6 +76,28 @@ double round(const float* values, int64_t columns, uint16_t* activations) {
   return sum_of(values, columns, [=](int64_t i, const Float16Lanes& lanes) HYPER_INLINE_LAMBDA {
     store_lanes(lanes, kTile, HYPER_BFLOAT16, activations, i);
   });
+}
+
+double round_bytes(const float* values, int64_t columns, int8_t* activations, ByteScale* scale) {
+  __m512i most = _mm512_setzero_si512();  // magnitudes as integers: NaN is the largest
+  for (int64_t i = 0; i < columns; i += 16) {
+    const __m512i bits = _mm512_loadu_si512(values + i);
+    most = _mm512_max_epi32(most, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
+  }
+  const int32_t bits = _mm512_reduce_max_epi32(most);
+  float largest;
+  std::memcpy(&largest, &bits, sizeof largest);
+  const __m512 factor = _mm512_set1_ps(largest > 1e-30f ? 127 / largest : 0);
+  __m512i total = _mm512_setzero_si512();
+  for (int64_t i = 0; i < columns; i += 16) {
+    const __m512i integers = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values + i), factor));
+    const __m512i rounded = _mm512_max_epi32(integers, _mm512_set1_epi32(-127));  // a product that is NaN is the least
+    total = _mm512_add_epi32(total, rounded);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(activations + i), _mm512_cvtsepi32_epi8(rounded));
+  }
+  const int32_t sum = _mm512_reduce_add_epi32(total);
+  *scale = {largest / 127, -kQuarterCentre * sum};
+  return static_cast<double>(scale->unit) * sum;
 }
 
 template <int T>
@@ -94,6 +138,39 @@ void multiply(const uint16_t* weights, const uint16_t* activations, int64_t step
   }
 }
 
+// sum += dot products of four bytes. As an intrinsic, gcc 12 moves every sum through memory.
+HYPER_INLINE void add_dots(__m512i& sum, __m512i weights, __m512i activations) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(activations));
+}
+
+template <int T>
+void multiply_bytes(const uint8_t* weights, const int8_t* activations, const ByteScale* scales, int64_t steps,
+                    bool fresh, float* sums) {
+  __m512i sum[T][2];
+  HYPER_UNROLL
+  for (int t = 0; t < T; ++t) sum[t][0] = sum[t][1] = _mm512_set1_epi32(scales[t].centre);
+  for (int64_t s = 0; s < steps; ++s, weights += kStepBytes, activations += 4) {
+    const __m512i row[2] = {_mm512_load_si512(weights), _mm512_load_si512(weights + 64)};
+    HYPER_UNROLL
+    for (int t = 0; t < T; ++t) {
+      int four;
+      std::memcpy(&four, activations + t * kPanelColumns, sizeof four);
+      const __m512i x = _mm512_set1_epi32(four);
+      add_dots(sum[t][0], row[0], x);
+      add_dots(sum[t][1], row[1], x);
+    }
+  }
+  HYPER_UNROLL
+  for (int t = 0; t < T; ++t) {
+    HYPER_UNROLL
+    for (int v = 0; v < 2; ++v) {
+      float* to = sums + (2 * t + v) * 16;
+      const __m512 before = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(to);
+      _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[t][v]), _mm512_set1_ps(scales[t].unit), before));
+    }
+  }
+}
+
 void finish_shift(const float* sums, int64_t tokens, bool odd, float offset, const float* totals, const float* units,
                   float* const to[2], int64_t stride) {
   const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -122,7 +199,17 @@ void store(const float* sums, int64_t tokens, int64_t rows, int dtype, void* y, 
 
 template <int... K, int... T>
 constexpr DenseSteps dense_table(std::integer_sequence<int, K...>, std::integer_sequence<int, T...>) {
-  return {{decode_shift<K + 1>...}, load_as_float, rotate, round, {multiply<T + 1>...}, finish_shift, rotate_output, store};
+  return {{decode_shift<uint16_t, K + 1>...},
+          {decode_shift<uint8_t, K + 1>...},
+          load_as_float,
+          rotate,
+          round,
+          round_bytes,
+          {multiply<T + 1>...},
+          {multiply_bytes<T + 1>...},
+          finish_shift,
+          rotate_output,
+          store};
 }
 
 }  // namespace

@@ -1,11 +1,15 @@
-// What products for many tokens need from an instruction set with dot products of bfloat16 pairs.
+// What products for many tokens need from an instruction set with dot products of bfloat16 pairs and of four bytes.
 //
 // PANELS. Weights are decoded panel by panel, 32 rows and up to 256 columns, into the first-level cache; all tokens are
-// multiplied with a panel, in blocks of up to kDenseTokens, before the next one is decoded. A step is two columns:
+// multiplied with a panel, in blocks of up to kDenseTokens, before the next one is decoded. A step is as many columns as
+// fill 32 bits, two of bfloat16 or four bytes:
 //
-//     weights      [steps, 2 vectors, 16 lanes, 2]   the rows of the lanes are the decoder's affair
+//     weights      [steps, 2 vectors, 16 lanes, columns of a step]   the rows of the lanes are the decoder's affair
 //     activations  [tokens of the block, 256]        of which a narrower panel leaves the last ones unused
-//     sums         [tokens of the block, 2 vectors, 16 lanes]
+//     sums         [tokens of the block, 2 vectors, 16 lanes] float
+//
+// BYTES. Activations are signed, with a scale for every token and panel; weights are unsigned quarters of byte sums, of
+// which products take off kQuarterCentre.
 #pragma once
 
 #include <cstdint>
@@ -19,23 +23,43 @@ constexpr int kDenseTokens = 12;  // times 2 vectors are 24 sums, which leaves r
 constexpr int kPanelRows = 32;
 constexpr int kPanelTiles = 16;
 constexpr int kPanelColumns = kPanelTiles * kTile;
-constexpr int kPanelSteps = kPanelColumns / 2;
-constexpr int kStepValues = 2 * kPanelRows;
+constexpr int kPanelSteps = kPanelColumns / 2;  // at most
+constexpr int kStepBytes = 4 * kPanelRows;
+constexpr int kStepValues = kStepBytes / 2;  // of bfloat16
+
+constexpr int kQuarterCentre = 128;
+
+// Of byte sums in quarters, rounded halves up, for a given mean of the sums.
+constexpr float mean_byte_quarter(float mean_sum) { return mean_sum / 4 + 0.125f; }
+
+// Of the activations of a token in a panel.
+struct ByteScale {
+  float unit;      // what one of the integers stands for
+  int32_t centre;  // -kQuarterCentre times the sum of the integers
+};
 
 struct DenseSteps {
   // Centred byte sums of `in_tiles` tiles of an output tile and of the one that begins `next` words later, by bits. At even
   // rates vector v holds the rows of tile v, at odd ones rows v, v + 2, ... of both.
   void (*decode_shift[8])(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_t multiplier,
                           uint16_t* weights);
+  // The same in bytes: (sum + 2) / 4, rounded down.
+  void (*decode_shift_bytes[8])(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_t multiplier,
+                                uint8_t* weights);
   // x[first...] of a HYPER_* dtype -> values [count]
   void (*load)(const void* x, int dtype, int64_t first, int64_t count, float* values);
   // x [in_features] of a HYPER_* dtype -> R_in S_in x, [padded_in] float
   void (*rotate)(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated);
   // values [columns] -> activations, and the sum of the values; columns a multiple of 16
   double (*round)(const float* values, int64_t columns, uint16_t* activations);
+  // The same in bytes; the sum is that of the rounded values
+  double (*round_bytes)(const float* values, int64_t columns, int8_t* activations, ByteScale* scale);
   // sums = or, unless `fresh`, += products over `steps` steps; entry t is for t + 1 tokens
   void (*multiply[kDenseTokens])(const uint16_t* weights, const uint16_t* activations, int64_t steps, bool fresh,
                                  float* sums);
+  // The same in bytes; scales [tokens]
+  void (*multiply_bytes[kDenseTokens])(const uint8_t* weights, const int8_t* activations, const ByteScale* scales,
+                                       int64_t steps, bool fresh, float* sums);
   // Sums of decode_shift's panels, at an odd rate or not -> (sums - offset * totals [tokens]) * units [32], the rows of both
   // tiles in order, tokens `stride` values apart; to[1] may be null
   void (*finish_shift)(const float* sums, int64_t tokens, bool odd, float offset, const float* totals,

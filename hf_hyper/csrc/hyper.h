@@ -93,10 +93,11 @@ HYPER_API int hyper_shift_matmul(const hyper_shift_plan* plan, const uint32_t* c
                                  int threads, void* y);
 
 // The same for many tokens: every output tile is decoded once for up to 512 of them. Rotated activations and byte sums are
-// rounded to bfloat16. HYPER_ERROR_ISA where hyper_dense_tokens() is 0.
+// rounded to bfloat16 or, where `int8`, to 8 bits, with one scale per token and up to 256 columns. HYPER_ERROR_ISA where
+// hyper_dense_tokens() is 0.
 HYPER_API int hyper_shift_matmul_dense(const hyper_shift_plan* plan, const uint32_t* codes, const uint16_t* scale,
-                                       const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, int threads,
-                                       void* y);
+                                       const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, int int8,
+                                       int threads, void* y);
 // Most tokens for which the dense products are the fastest; 0 without dot products of bfloat16 pairs.
 HYPER_API int64_t hyper_dense_tokens(void);
 

@@ -2,6 +2,7 @@
 // block of the output rotation rotates that block back and writes it.
 #include <algorithm>
 #include <atomic>
+#include <type_traits>
 #include <vector>
 
 #include "dense_product.h"
@@ -13,12 +14,18 @@ namespace hyper {
 namespace {
 
 struct Workspace {
-  DenseSpace dense;
   AlignedVector<float> product;        // [output blocks, tokens, output_block]
   std::vector<float> sums;             // of each token's rotated values
   std::vector<std::atomic<int>> done;  // output tiles finished, by block
 };
 
+// Of the calling thread, for its next call.
+Workspace& workspace() {
+  static thread_local Workspace space;
+  return space;
+}
+
+template <class Form>
 class ShiftWeight {
  public:
   ShiftWeight(const hyper_shift_plan& plan, const DenseSteps& dense, const uint32_t* codes, const uint16_t* scale,
@@ -42,11 +49,15 @@ class ShiftWeight {
 
   void loaded(int64_t token, float sum) { space_.sums[token] = sum; }
 
-  void decode(int64_t row_block, int64_t tile, int64_t tiles, uint16_t* weights) const {
+  void decode(int64_t row_block, int64_t tile, int64_t tiles, typename Form::Weight* weights) const {
     // A last tile keeps itself company.
     const int64_t next = tiles_of(row_block) == 2 ? layout_.tile_words : 0;
-    dense_.decode_shift[plan_.bits - 1](codes_ + 2 * row_block * layout_.tile_words + tile * 8 * plan_.bits, next,
-                                        tiles, plan_.multiplier, weights);
+    const uint32_t* codes = codes_ + 2 * row_block * layout_.tile_words + tile * 8 * plan_.bits;
+    if constexpr (kBytes) {
+      dense_.decode_shift_bytes[plan_.bits - 1](codes, next, tiles, plan_.multiplier, weights);
+    } else {
+      dense_.decode_shift[plan_.bits - 1](codes, next, tiles, plan_.multiplier, weights);
+    }
   }
 
   void finish(int64_t row_block, const float* sums) {
@@ -54,11 +65,12 @@ class ShiftWeight {
     const int64_t first = 2 * row_block;
     float units[kPanelRows] = {};
     for (int r = 0; r < tiles * kTile; ++r) {
-      units[r] = from_float16(scale_[first * kTile + r]) * plan_.inverse_deviation;
+      units[r] = from_float16(scale_[first * kTile + r]) * plan_.inverse_deviation * (kBytes ? 4 : 1);
     }
     float* to[2] = {product(first), tiles == 2 ? product(first + 1) : nullptr};
-    dense_.finish_shift(sums, tokens_, plan_.bits % 2 == 1, plan_.mean_offset, space_.sums.data(), units, to,
-                        plan_.output_block);
+    float offset = plan_.mean_offset;
+    if (kBytes) offset = mean_byte_quarter(kByteCentre + offset) - kQuarterCentre;
+    dense_.finish_shift(sums, tokens_, plan_.bits % 2 == 1, offset, space_.sums.data(), units, to, plan_.output_block);
     for (int i = 0; i < tiles; ++i) {
       const int64_t block = (first + i) / layout_.block_tiles;
       if (space_.done[block].fetch_add(1, std::memory_order_acq_rel) + 1 < layout_.block_tiles) continue;
@@ -68,6 +80,8 @@ class ShiftWeight {
   }
 
  private:
+  static constexpr bool kBytes = std::is_same_v<Form, Bytes>;
+
   int tiles_of(int64_t row_block) const { return 2 * row_block + 1 < layout_.out_tiles ? 2 : 1; }
 
   // Of an output tile and the first token; tokens are `output_block` values apart.
@@ -88,20 +102,27 @@ class ShiftWeight {
   Workspace& space_;
 };
 
+template <class Form>
+void multiply(const hyper_shift_plan& plan, const DenseSteps& steps, const uint32_t* codes, const uint16_t* scale,
+              const uint16_t* out_scale, const char* x, int dtype, int64_t tokens, int threads, char* y) {
+  const int64_t size = dtype == HYPER_FLOAT32 ? 4 : 2;
+  in_parts(plan.out_features, tokens, threads, [&](int64_t begin, int64_t count, int on_threads) {
+    ShiftWeight<Form> weight(plan, steps, codes, scale, out_scale, x + begin * plan.in_features * size, dtype, count,
+                             y + begin * plan.out_features * size, workspace());
+    DenseProduct<Form, ShiftWeight<Form>>(weight, steps, count, on_threads).run(on_threads);
+  });
+}
+
 }  // namespace
 
 bool multiply_shift_dense(const hyper_shift_plan& plan, const uint32_t* codes, const uint16_t* scale,
-                          const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, int threads, void* y) {
+                          const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, bool int8, int threads,
+                          void* y) {
   const DenseSteps* steps = dense_steps();
   if (steps == nullptr) return false;
-  const int64_t size = dtype == HYPER_FLOAT32 ? 4 : 2;
-  in_parts(plan.out_features, tokens, threads, [&](int64_t begin, int64_t count, int on_threads) {
-    static thread_local Workspace space;
-    ShiftWeight weight(plan, *steps, codes, scale, out_scale,
-                       static_cast<const char*>(x) + begin * plan.in_features * size, dtype, count,
-                       static_cast<char*>(y) + begin * plan.out_features * size, space);
-    DenseProduct<ShiftWeight>(weight, *steps, count, on_threads, space.dense).run(on_threads);
-  });
+  const auto run = int8 ? multiply<Bytes> : multiply<Pairs>;
+  run(plan, *steps, codes, scale, out_scale, static_cast<const char*>(x), dtype, tokens, threads,
+      static_cast<char*>(y));
   return true;
 }
 

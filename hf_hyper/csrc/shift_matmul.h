@@ -13,7 +13,8 @@ void multiply_shift(const hyper_shift_plan& plan, const uint32_t* codes, const u
 
 // False where dense_steps() is null.
 bool multiply_shift_dense(const hyper_shift_plan& plan, const uint32_t* codes, const uint16_t* scale,
-                          const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, int threads, void* y);
+                          const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, bool int8, int threads,
+                          void* y);
 
 void rotate_tokens(const hyper_shift_plan& plan, const void* x, int dtype, int64_t tokens, int threads, void* rotated,
                    int rotated_dtype, float* sums);

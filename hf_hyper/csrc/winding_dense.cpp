@@ -66,11 +66,10 @@ bool multiply_winding_dense(const hyper_winding_plan& plan, const uint32_t* code
   if (steps == nullptr) return false;
   const int64_t size = dtype == HYPER_FLOAT32 ? 4 : 2;
   in_parts(plan.out_features, tokens, threads, [&](int64_t begin, int64_t count, int on_threads) {
-    static thread_local DenseSpace space;
     WindingWeight weight(plan, *steps, codes, centre, shell_side,
                          static_cast<const char*>(x) + begin * plan.in_features * size, dtype, count,
                          static_cast<char*>(y) + begin * plan.out_features * size);
-    DenseProduct<WindingWeight>(weight, *steps, count, on_threads, space).run(on_threads);
+    DenseProduct<Pairs, WindingWeight>(weight, *steps, count, on_threads).run(on_threads);
   });
   return true;
 }

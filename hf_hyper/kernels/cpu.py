@@ -1,10 +1,10 @@
 """CPU implementations on the compiled core.
 
 Three ways to multiply. Few tokens, `fused`: straight from the stored codes in float32 or int8, decoding every weight
-once per 8 tokens. More, `dense`: every tile is decoded once into the cache and multiplied as bfloat16; for bfloat16
-activations, where the processor has dot products of bfloat16. Otherwise `panels`: the weight is decoded panel by panel
-to row-major integers, which torch multiplies with the rotated activations; memory beyond the stored tensors stays below
-`PANEL_WEIGHTS` numbers plus the activations.
+once per 8 tokens. More, `dense`: every tile is decoded once into the cache and multiplied as bfloat16, for bfloat16
+activations, or as int8, where the processor has dot products of both. Otherwise `panels`: the weight is decoded panel
+by panel to row-major integers, which torch multiplies with the rotated activations; memory beyond the stored tensors
+stays below `PANEL_WEIGHTS` numbers plus the activations.
 
 Panels are in bfloat16 for bfloat16 activations and in float32 for the other dtypes: bfloat16 would throw away most of
 what float16 activations hold.
@@ -30,10 +30,12 @@ __all__ = ["activations", "decode_shift", "matmul_shift", "set_activations", "wa
 
 ACTIVATIONS = ("exact", "int8")
 FUSED_TOKENS = {"dense": 2, "panels": 16}
-"""Most tokens for which the fused product is faster than each other way: 4096 x 4096, 4 bits, one core of Zen 4."""
+"""Most tokens for which the fused product is faster than each other way, exact or not: 4096 x 4096, 4 bits, Zen 4."""
+INT8_DENSE_BITS = 4
+"""Highest rate for which the dense product in int8 adds little to the error of the codes: 0.0001 beside 0.0046."""
 PANEL_WEIGHTS = 1 << 21
 """Weights decoded at a time: 4 MiB in bfloat16, which stays in the last-level cache until the product reads it."""
-LEAST_BFLOAT16_WIDTH = 512
+LEAST_ROUNDED_WIDTH = 512
 """Narrower weights use float32 panels: rounding after the rotation averages out over wide ones only."""
 
 _spaces = threading.local()
@@ -41,13 +43,15 @@ _chosen = os.environ.get("HF_HYPER_ACTIVATIONS", "exact").lower()
 
 
 def set_activations(accuracy: str) -> None:
-    """Choose how the fused product holds rotated activations, for the rest of the process.
+    """Choose how products hold rotated activations, for the rest of the process.
 
     Args:
-        accuracy: `exact` for float32, `int8` for 8 bits with one scale per token and 16 columns: about 0.5 % of
-            relative error in the product, for less time. It is not the default because it adds 1 % to the KL divergence
-            of SmolLM2-135M at 4 bits, data-free, and would add a larger share to a calibrated model's. The environment
-            variable `HF_HYPER_ACTIVATIONS` sets the choice at the start.
+        accuracy: `exact` for float32, or bfloat16 where activations are; `int8` for 8 bits, for less time. The fused
+            product then has one scale per token and 16 columns, about 0.5 % of relative error; the dense one, up to
+            `INT8_DENSE_BITS`, one per token and up to 256 columns, and weights in 8 bits, about 1 %. It is not the
+            default because these add 1 % and 2.5 % to the KL divergence of SmolLM2-135M at 4 bits, data-free, and would
+            add a larger share to a calibrated model's. The environment variable `HF_HYPER_ACTIVATIONS` sets the choice
+            at the start.
 
     Raises:
         ConfigError: The word is neither.
@@ -80,27 +84,30 @@ def matmul_shift(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme)
     plan = _plan(scheme)
     rows = x.reshape(-1, scheme.in_features)
     codes, scale, out_scale = _stored(tensors)
-    way = _way(len(rows), x.dtype, plan)
+    way, accuracy = _way(len(rows), x.dtype, plan)
     if way == "fused":
-        y = _native.shift_matmul(plan, codes, scale, out_scale, rows, int8=activations() == "int8")
+        y = _native.shift_matmul(plan, codes, scale, out_scale, rows, int8=accuracy == "int8")
     elif way == "dense":
-        y = _native.shift_matmul_dense(plan, codes, scale, out_scale, rows)
+        y = _native.shift_matmul_dense(plan, codes, scale, out_scale, rows, int8=accuracy == "int8")
     else:
         y = _matmul_panels(rows, plan, codes, scale, out_scale)
     return y.view(*x.shape[:-1], scheme.out_features)
 
 
-def way(tokens: int, dtype: torch.dtype, scheme: TensorScheme) -> str:
-    """How `matmul_shift` multiplies a number of tokens: `fused`, `dense` or `panels`."""
+def way(tokens: int, dtype: torch.dtype, scheme: TensorScheme) -> tuple[str, str]:
+    """How `matmul_shift` multiplies a number of tokens: `fused`, `dense` or `panels`, and how it holds activations."""
     return _way(tokens, dtype, _plan(scheme))
 
 
-def _way(tokens: int, dtype: torch.dtype, plan: _native.ShiftPlan) -> str:
+def _way(tokens: int, dtype: torch.dtype, plan: _native.ShiftPlan) -> tuple[str, str]:
     if tokens <= FUSED_TOKENS["dense"]:
-        return "fused"
-    if _narrow(dtype, plan) and tokens <= _native.dense_tokens():
-        return "dense"
-    return "fused" if tokens <= FUSED_TOKENS["panels"] else "panels"
+        return "fused", activations()
+    if tokens <= _native.dense_tokens():
+        if activations() == "int8" and _wide(plan) and plan.bits <= INT8_DENSE_BITS:
+            return "dense", "int8"
+        if _narrow(dtype, plan):
+            return "dense", "exact"
+    return ("fused", activations()) if tokens <= FUSED_TOKENS["panels"] else ("panels", "exact")
 
 
 def _matmul_panels(x: Tensor, plan: _native.ShiftPlan, codes: Tensor, scale: Tensor, out_scale: Tensor) -> Tensor:
@@ -118,7 +125,11 @@ def _matmul_panels(x: Tensor, plan: _native.ShiftPlan, codes: Tensor, scale: Ten
 
 
 def _narrow(dtype: torch.dtype, plan: _native.ShiftPlan) -> bool:
-    return dtype == torch.bfloat16 and plan.padded_in >= LEAST_BFLOAT16_WIDTH
+    return dtype == torch.bfloat16 and _wide(plan)
+
+
+def _wide(plan: _native.ShiftPlan) -> bool:
+    return plan.padded_in >= LEAST_ROUNDED_WIDTH
 
 
 def _panel_space(rows: int, columns: int, dtype: torch.dtype) -> Tensor:

@@ -202,8 +202,9 @@ class HyperHfQuantizer(HfQuantizer):
         """Tensors to save, the sentinel among them; no metadata, whose order would differ from run to run."""
         return {**model.state_dict(), sentinel_name(model): sentinel()}, {}
 
-    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
-        restore(model, dtype or self.dtype)
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
+        # transformers passes the dtype of the configuration, of which saving leaves the name.
+        restore(model, (getattr(torch, dtype) if isinstance(dtype, str) else dtype) or self.dtype)
         return model
 
     def is_serializable(self, **kwargs: Any) -> bool:

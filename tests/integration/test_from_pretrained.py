@@ -214,6 +214,16 @@ def test_dequantized_model_saves_and_loads_as_a_plain_one(tmp_path: Path, archit
     assert torch.allclose(logits(load(tmp_path / "b")), before, atol=1e-3)
 
 
+def test_saved_model_can_be_dequantized(tmp_path: Path) -> None:
+    small_llama(tmp_path / "a", tied=True)
+    model = load(tmp_path / "a", quantization_config=HyperConfig(bits=4), dtype=torch.float32)
+    before = logits(model)
+    model.save_pretrained(tmp_path / "b")
+    plain = model.dequantize()
+    assert {parameter.dtype for parameter in plain.parameters()} == {torch.float32}
+    assert torch.allclose(logits(plain), before, atol=1e-3)
+
+
 def test_weight_missing_from_the_checkpoint_leaves_a_plain_layer(stories: Path, tmp_path: Path) -> None:
     copy_folder(stories, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
