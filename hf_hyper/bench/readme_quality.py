@@ -106,8 +106,9 @@ def domains(rows: Sequence[Row]) -> str:
     ]
     intro = (
         f"**Off its domain.** KL at {rows[0]['bits']:g} bits of the same model, calibrated on one kind of text and "
-        "measured on another.\n\n    python -m hf_hyper.bench.quality_domains --model twin --texts c4.utf8 code.utf8 "
-        "--json quality_domains.json"
+        "measured on another (parts of the text that `calib.txt` is cut from).\n\n"
+        "    python -m hf_hyper.bench.quality_domains --model twin --texts c4.utf8 code.utf8 "
+        f"--effort {rows[0]['effort']} --calibration-tokens {rows[0]['calibration_tokens']} --json quality_domains.json"
     )
     return f"{intro}\n\n{table(['calibrated on', 'measured on', f'`{own}`', '`plain`', 'ratio'], cells)}"
 
