@@ -141,7 +141,7 @@ def _ways(tokens: int, dtype: torch.dtype, scheme: TensorScheme) -> dict[str, st
 def main(arguments: list[str] | None = None) -> int:
     """Command line; see the module."""
     parser = argparse.ArgumentParser(prog="python -m hf_hyper.bench.matmul", description="Speed of products.")
-    parser.add_argument("--json", type=Path, help="write all rows to this file")
+    parser.add_argument("--json", type=Path, help="write rows to this file, weight by weight")
     parser.add_argument("--append", action="store_true", help="add to the rows that the file has: a run in pieces")
     parser.add_argument("--shapes", nargs="+", type=_shape, help="rows x columns, such as 4096x4096; default: all")
     parser.add_argument("--bits", nargs="+", type=int, default=[2, 3, 4, 8], help="bits per weight of shift")
@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     bandwidth = read_bandwidth(given.threads, device=given.device)
     machine = environment(device=given.device)["device"]
     print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s, {given.threads} threads, {machine}")
-    rows: list[Row] = []
+    rows: list[Row] = json.loads(given.json.read_text()) if given.append and given.json.exists() else []
     for height, width in given.shapes or [shape for shapes in SHAPES.values() for shape in shapes]:
         for scheme in schemes(height, width, given.bits):
             if not on_gpu:
@@ -171,9 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
                 facts = environment("bitsandbytes", "hqq", device=given.device)
                 rows.append({**row, "read_bandwidth": bandwidth, **facts})
                 print(_line(row), flush=True)
-    if given.json:
-        kept = json.loads(given.json.read_text()) if given.append and given.json.exists() else []
-        write_json(given.json, [*kept, *rows])
+            if given.json:
+                write_json(given.json, rows)
     return 0
 
 

@@ -13,12 +13,14 @@ from hf_hyper.bench.markdown import table
 from hf_hyper.bench.readme_quality import domains, embeddings, quality
 from hf_hyper.encoders import EFFORTS
 
-__all__ = ["efforts", "section"]
+__all__ = ["efforts", "products", "section"]
 
 RESULTS = Path(__file__).parent / "results"
 
 _OPTIONAL = {"quality_domains": domains, "embeddings": embeddings}
 """Results that may not have been measured."""
+
+_PRODUCT_BITS = 4
 
 Row = dict[str, Any]
 
@@ -32,6 +34,7 @@ def section() -> str:
             *(tell(_read(name)) for name, tell in _OPTIONAL.items() if (RESULTS / f"{name}.json").exists()),
             _encoder(_read("shift_mse")),
             *([efforts(_read("encode"))] if (RESULTS / "encode.json").exists() else []),
+            *([products(_read("matmul"))] if (RESULTS / "matmul.json").exists() else []),
             _winding(_read("winding")),
         ]
     )
@@ -86,6 +89,33 @@ def efforts(rows: list[Row]) -> str:
 
 def _point(row: Row) -> str:
     return f"{row['relative_mse']:.3g} at {row['weights_per_second_by_processor_time'] / 1e6:.2f} M/s"
+
+
+def products(rows: list[Row]) -> str:
+    """Table of `bench.matmul`: speed of `shift` over bfloat16 weights, by tokens and accuracy, over all shapes.
+
+    Args:
+        rows: Rows of `matmul.json`.
+    """
+    chosen = [row for row in rows if "shift" in row["kernel"] and row["baseline"] == "F.linear bfloat16"]
+    chosen = [row for row in chosen if row["bits"] == _PRODUCT_BITS]
+    shapes = {tuple(row["shape"]) for row in chosen}
+    found: dict[tuple[int, str], list[float]] = {}
+    for row in chosen:
+        found.setdefault((row["M"], row["kernel"].split()[-1]), []).append(row["ratio_median"])
+    intro = (
+        f"**Products.** Times as fast as `F.linear` with bfloat16 weights, `shift` at {_PRODUCT_BITS} bits, rotations "
+        f"included: least and most of {len(shapes)} shapes of layers of SmolLM2-135M, Llama-3.2-1B and Llama-3.1-8B, "
+        f"medians, {chosen[0]['threads']} threads ({chosen[0]['device']}, {chosen[0]['isa']}). `int8` is "
+        "`HF_HYPER_ACTIVATIONS=int8`.\n\n    python -m hf_hyper.bench.matmul --json matmul.json"
+    )
+    counts = sorted({tokens for tokens, _ in found})
+    cells = [[str(tokens), *(_range(found[tokens, accuracy]) for accuracy in ("exact", "int8"))] for tokens in counts]
+    return f"{intro}\n\n{table(['tokens', '`exact`, the default', '`int8`'], cells)}"
+
+
+def _range(values: list[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
 
 
 def _winding(rows: list[Row]) -> str:
