@@ -170,11 +170,13 @@ def summarize(model: nn.Module | str | Path, measured: Mapping[str, Mapping[str,
 
 
 def write_json(path: str | Path, values: Any) -> None:
-    """Write JSON so that the file is complete whenever it exists; missing folders are made."""
+    """Write JSON, lists one entry a line. The file is complete whenever it exists; missing folders are made."""
     path = Path(path)
+    rows = isinstance(values, list)
+    text = "[\n" + ",\n".join(map(json.dumps, values)) + "\n]" if rows else json.dumps(values, indent=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    unfinished.write_text(text + "\n", encoding="utf-8")
     unfinished.replace(path)
 
 
