@@ -138,6 +138,7 @@ def _ways(tokens: int, dtype: torch.dtype, scheme: TensorScheme) -> dict[str, st
     return found
 
 
+@torch.no_grad()
 def main(arguments: list[str] | None = None) -> int:
     """Command line; see the module."""
     parser = argparse.ArgumentParser(prog="python -m hf_hyper.bench.matmul", description="Speed of products.")
@@ -154,7 +155,6 @@ def main(arguments: list[str] | None = None) -> int:
     if not on_gpu and _native.load() is None:
         raise KernelUnavailable(f"bench.matmul times the compiled core: {_native.unavailable_reason()}")
     torch.manual_seed(0)
-    torch.set_grad_enabled(False)
     torch.set_num_threads(given.threads)
     bandwidth = read_bandwidth(given.threads, device=given.device)
     machine = environment(device=given.device)["device"]
