@@ -34,7 +34,7 @@ def section() -> str:
             *(tell(_read(name)) for name, tell in _OPTIONAL.items() if (RESULTS / f"{name}.json").exists()),
             _encoder(_read("shift_mse")),
             *([efforts(_read("encode"))] if (RESULTS / "encode.json").exists() else []),
-            *([products(_read("matmul"))] if (RESULTS / "matmul.json").exists() else []),
+            products(_read("matmul")),
             _winding(_read("winding")),
         ]
     )
