@@ -276,13 +276,16 @@ def _fingerprint(linears: Mapping[str, nn.Linear]) -> str:
     return digest.hexdigest()
 
 
-@torch.no_grad()
 def _fill(candidate: PreTrainedModel, decoded: Iterator[Decoded]) -> int:
-    """Put decoded weights into their layers; returns the bits stored for them."""
+    """Put decoded weights into their layers; returns the bits stored for them.
+
+    Peers quantize while they are asked for the next weight, with gradients where they need them.
+    """
     stored = 0
     for name, weight, count in decoded:
         target: Tensor = candidate.get_parameter(f"{name}.weight")
-        target.copy_(weight)
+        with torch.no_grad():
+            target.copy_(weight)
         stored += count
     return stored
 

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
 from hf_hyper.bench import quality
+from hf_hyper.bench.peers.base import Peer
 from hf_hyper.bench.quality_report import format_table
 from hf_hyper.errors import ConfigError
 
@@ -47,6 +49,22 @@ def test_peer_that_is_not_installed(stories, monkeypatch):
     )
     assert rows == [{"method": "nf4", "bits": 4, "skipped": "bitsandbytes is not installed"}]
     assert "skipped: bitsandbytes is not installed" in format_table(rows)
+
+
+def test_peers_may_need_gradients(stories, monkeypatch):
+    grown = []
+
+    def by_gradient(task, variant):
+        for name, linear in task.linears.items():
+            linear(torch.ones(1, linear.in_features)).sum().backward()
+            grown.append(linear.weight.grad.norm())
+            linear.weight.grad = None
+            yield name, linear.weight, 32 * linear.weight.numel()
+
+    monkeypatch.setitem(quality.PEERS, "nf4", Peer(by_gradient, ("4",)))
+    (row,) = quality.compare(stories, {"dog": "Once there was a dog."}, methods=["nf4"], sequences=1, seq_len=8)
+    assert row["kl_max"] < 1e-6
+    assert all(norm > 0 for norm in grown)
 
 
 def test_rows_that_are_there_are_kept(stories, tmp_path, monkeypatch):
