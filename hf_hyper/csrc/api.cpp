@@ -84,7 +84,7 @@ bool wide_dtype(int dtype) { return dtype == HYPER_FLOAT32 || dtype == HYPER_BFL
 
 }  // namespace
 
-int hyper_abi_version(void) { return 6; }
+int hyper_abi_version(void) { return 7; }
 
 const char* hyper_isa(void) { return hyper::kernels().name; }
 

@@ -1,12 +1,14 @@
 // Product for many tokens with any weight that decodes to panels (dense_steps.h).
 //
 // One job of the pool in two phases. First the threads take tokens and round them, to bfloat16 or to bytes. Then they
-// take 32 rows of the weight at a time: decode a panel, multiply it with all tokens, go on to the next columns, and hand
-// over the sums.
+// take a stripe of up to 128 rows of the weight at a time: decode its panels of some columns, multiply them with all
+// tokens, go on to the next columns, and hand over the sums. Activations, which may fill more than the caches near a
+// core, are read once per stripe.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <thread>
 
 #include "aligned.h"
@@ -16,6 +18,7 @@
 namespace hyper {
 
 constexpr int64_t kTokensAtOnce = 512;
+constexpr int64_t kLeastShared = 8;  // tokens of a part of a stripe; fewer than 4 at a time would be added in another order
 constexpr int64_t kLeastPart = 64;  // tokens of a part at least: every part decodes the weight
 constexpr int64_t kRowsPerToken = 2;
 
@@ -38,19 +41,41 @@ void in_parts(int64_t rows, int64_t tokens, int threads, Multiply multiply) {
   });
 }
 
+// Panels of the columns of a weight, and the places of tokens in them. Panels differ by one tile at most, so that none is
+// left with few.
+struct PanelGrid {
+  PanelGrid(int64_t columns, int64_t tokens, int most)
+      : tiles(columns / kTile), panels((tiles + most - 1) / most), tokens(tokens), width(most * kTile) {}
+
+  int64_t first_tile(int64_t panel) const { return tiles * panel / panels; }
+  int64_t first_column(int64_t panel) const { return first_tile(panel) * kTile; }
+  int64_t place(int64_t panel, int64_t token) const { return panel * tokens + token; }
+
+  const int64_t tiles, panels, tokens, width;
+};
+
 // How activations and panels are held: in bfloat16.
 class Pairs {
  public:
   using Activation = uint16_t;
   using Weight = uint16_t;
+  static constexpr int kPanelTiles = kPairTiles;
   static constexpr int64_t kColumns = 2;  // of a step
 
   explicit Pairs(const DenseSteps& steps) : steps_(steps) {}
   void resize(int64_t) {}
 
-  double round(const float* values, int64_t columns, int64_t, uint16_t* activations) {
-    return steps_.round(values, columns, activations);
+  // `row` is space for one token.
+  template <class Weight>
+  void load(Weight& weight, const PanelGrid& grid, int64_t token, float* values, uint16_t* row, uint16_t* activations) {
+    if (grid.panels == 1) return weight.load(token, values, activations + token * grid.width);
+    weight.load(token, values, row);
+    for (int64_t panel = 0; panel < grid.panels; ++panel) {
+      const int64_t from = grid.first_column(panel), columns = grid.first_column(panel + 1) - from;
+      std::memcpy(activations + grid.place(panel, token) * grid.width, row + from, columns * sizeof *row);
+    }
   }
+
   void multiply(const uint16_t* weights, const uint16_t* activations, int64_t, int64_t tokens, int64_t steps,
                 bool fresh, float* sums) const {
     steps_.multiply[tokens - 1](weights, activations, steps, fresh, sums);
@@ -65,6 +90,7 @@ class Bytes {
  public:
   using Activation = int8_t;
   using Weight = uint8_t;
+  static constexpr int kPanelTiles = kByteTiles;
   static constexpr int64_t kColumns = 4;
 
   explicit Bytes(const DenseSteps& steps) : steps_(steps) {}
@@ -74,9 +100,18 @@ class Bytes {
     scales_ = kept.data();
   }
 
-  double round(const float* values, int64_t columns, int64_t place, int8_t* activations) {
-    return steps_.round_bytes(values, columns, activations, scales_ + place);
+  template <class Weight>
+  void load(Weight& weight, const PanelGrid& grid, int64_t token, float* values, int8_t*, int8_t* activations) {
+    weight.load(token, values);
+    double sum = 0;
+    for (int64_t panel = 0; panel < grid.panels; ++panel) {
+      const int64_t from = grid.first_column(panel), to = grid.place(panel, token);
+      sum += steps_.round_bytes(values + from, grid.first_column(panel + 1) - from, activations + to * grid.width,
+                                scales_ + to);
+    }
+    weight.loaded(token, static_cast<float>(sum));
   }
+
   void multiply(const uint8_t* weights, const int8_t* activations, int64_t place, int64_t tokens, int64_t steps,
                 bool fresh, float* sums) const {
     steps_.multiply_bytes[tokens - 1](weights, activations, scales_ + place, steps, fresh, sums);
@@ -87,35 +122,61 @@ class Bytes {
   ByteScale* scales_ = nullptr;  // [panels, tokens]
 };
 
-// Of one token and of one block of rows, kept by every thread: fresh pages would cost more than decoding.
-struct DenseSpace {
-  AlignedVector<float> values, sums;
+// A stripe of the weight and the tokens it meets.
+struct StripeOfTokens {
+  int64_t first_row, rows, first_token, tokens;
 };
 
-inline DenseSpace& dense_space() {
-  static thread_local DenseSpace space;
-  return space;
-}
+// Deals stripes to threads. Those left when every thread has had as many as the others are shared by tokens: their
+// weights are then decoded more than once.
+class Stripes {
+ public:
+  // Stripes consist of `together` rows or a multiple of that.
+  Stripes(int64_t rows, int64_t together, int64_t tokens, int threads)
+      : rows_(rows), stripe_(together * std::clamp<int64_t>((rows + together - 1) / together / (2 * threads), 1,
+                                                            kStripeRows / together)),
+        tokens_(tokens), whole_(stripes() / threads * threads), shared_(stripes() - whole_),
+        parts_(shared_ == 0 ? 1 : std::max<int64_t>(1, std::min(threads / shared_, tokens / kLeastShared))),
+        work_(whole_ + shared_ * parts_, 1) {}
+
+  bool take(StripeOfTokens* stripe) {
+    int64_t item, end;
+    if (!work_.take(&item, &end)) return false;
+    const int64_t parts = item < whole_ ? 1 : parts_, part = item < whole_ ? 0 : (item - whole_) % parts_;
+    const int64_t first_row = (item < whole_ ? item : whole_ + (item - whole_) / parts_) * stripe_;
+    const int64_t first_token = tokens_ * part / parts;
+    *stripe = {first_row, std::min(stripe_, rows_ - first_row), first_token, tokens_ * (part + 1) / parts - first_token};
+    return true;
+  }
+
+ private:
+  int64_t stripes() const { return (rows_ + stripe_ - 1) / stripe_; }
+
+  const int64_t rows_, stripe_, tokens_, whole_, shared_, parts_;
+  WorkCounter work_;
+};
 
 // `Weight` has
-//   columns()                             of a row, padded to whole tiles
-//   row_blocks()                          of 32 rows, the last one padded
-//   load(token, values)                   activations of one token, [columns] float
-//   loaded(token, sum)                    of those
-//   decode(block, tile, tiles, weights)   a panel of some tiles of columns, in the form's weights
-//   finish(block, sums)                   of all tokens, [tokens, 2, 16]
+//   columns()                                of a row, padded to whole tiles
+//   rows()                                   the same
+//   rows_together()                          32 or more, a divisor of 128: rows that are finished together
+//   load(token, values, rounded)             activations of one token, [columns] bfloat16; values [columns] are overwritten
+//   decode(row_block, tile, tiles, weights)  a panel of 32 rows, the last ones padded, in the form's weights
+//   finish(stripe, sums)                     [blocks of 32 rows, tokens, 2, 16] of a stripe
+// and for bytes
+//   load(token, values)                      [columns] float
+//   loaded(token, sum)                       of those, rounded
 template <class Form, class Weight>
 class DenseProduct {
  public:
   DenseProduct(Weight& weight, const DenseSteps& steps, int64_t tokens, int threads)
-      : weight_(weight), form_(steps), tokens_(tokens), blocks_((tokens + kDenseTokens - 1) / kDenseTokens),
-        tiles_(weight.columns() / kTile), panels_((tiles_ + kPanelTiles - 1) / kPanelTiles),
+      : weight_(weight), form_(steps), grid_(weight.columns(), tokens, Form::kPanelTiles),
         to_load_(tokens, std::max<int64_t>(1, std::min<int64_t>(16, tokens / (8 * threads)))),
-        to_multiply_(weight.row_blocks(), 1) {
+        to_multiply_(weight.rows(), weight.rows_together(), tokens, threads) {
     static thread_local AlignedVector<typename Form::Activation> kept;
-    kept.resize(static_cast<size_t>(panels_ * tokens * kPanelColumns));
+    kept.resize(static_cast<size_t>((grid_.panels * tokens + kDenseTokens) * grid_.width));  // the last are fetched only
     activations_ = kept.data();
-    form_.resize(panels_ * tokens);
+    form_.resize(grid_.panels * tokens);
   }
 
   void run(int threads) {
@@ -123,58 +184,71 @@ class DenseProduct {
   }
 
  private:
+  static constexpr int64_t kPanelWeights = int64_t{Form::kPanelTiles} * kTile * kPanelRows;
+
+  // Kept by every thread: fresh pages would cost more than decoding.
+  struct Space {
+    AlignedVector<float> values, sums;
+    AlignedVector<typename Form::Activation> row;
+    AlignedVector<typename Form::Weight> weights;  // [blocks of 32 rows, kPanelWeights]
+  };
+
   void work() {
-    auto& [values, sums] = dense_space();
-    values.resize(static_cast<size_t>(weight_.columns()));
+    static thread_local Space space;
+    space.values.resize(static_cast<size_t>(weight_.columns()));
+    space.row.resize(static_cast<size_t>(weight_.columns()));
     int64_t begin, end;
     while (to_load_.take(&begin, &end)) {
-      for (int64_t token = begin; token < end; ++token) load(token, values.data());
+      for (int64_t token = begin; token < end; ++token) {
+        form_.load(weight_, grid_, token, space.values.data(), space.row.data(), activations_);
+      }
       loaded_.fetch_add(end - begin, std::memory_order_release);
     }
-    sums.resize(static_cast<size_t>(tokens_ * kPanelRows));
-    for (int spin = 0; loaded_.load(std::memory_order_acquire) < tokens_; ++spin) {
+    for (int spin = 0; loaded_.load(std::memory_order_acquire) < grid_.tokens; ++spin) {
       if (spin > 10000) std::this_thread::yield();
     }
-    while (to_multiply_.take(&begin, &end)) multiply(begin, sums.data());
+    StripeOfTokens stripe;
+    while (to_multiply_.take(&stripe)) multiply(stripe, space);
   }
 
-  // Blocks differ by one token at most, and panels by one tile, so that none is left with few.
-  int64_t first_token(int64_t block) const { return tokens_ * block / blocks_; }
-  int64_t first_tile(int64_t panel) const { return tiles_ * panel / panels_; }
-
-  int64_t place(int64_t panel, int64_t token) const { return panel * tokens_ + token; }
-
-  void load(int64_t token, float* values) {
-    weight_.load(token, values);
-    double sum = 0;
-    for (int64_t panel = 0; panel < panels_; ++panel) {
-      const int64_t tile = first_tile(panel);
-      const int64_t to = place(panel, token);
-      sum += form_.round(values + tile * kTile, (first_tile(panel + 1) - tile) * kTile, to,
-                         activations_ + to * kPanelColumns);
-    }
-    weight_.loaded(token, static_cast<float>(sum));
-  }
-
-  void multiply(int64_t row_block, float* sums) {
-    alignas(64) typename Form::Weight weights[kPanelColumns * kPanelRows];
-    for (int64_t panel = 0; panel < panels_; ++panel) {
-      const int64_t tile = first_tile(panel), tiles = first_tile(panel + 1) - tile;
-      weight_.decode(row_block, tile, tiles, weights);
-      for (int64_t block = 0; block < blocks_; ++block) {
-        const int64_t token = first_token(block), from = place(panel, token);
-        form_.multiply(weights, activations_ + from * kPanelColumns, from, first_token(block + 1) - token,
-                       tiles * kTile / Form::kColumns, panel == 0, sums + token * kPanelRows);
+  // Blocks of tokens differ by one at most.
+  void multiply(const StripeOfTokens& stripe, Space& space) {
+    const int64_t row_blocks = (stripe.rows + kPanelRows - 1) / kPanelRows;
+    const int64_t blocks = (stripe.tokens + kDenseTokens - 1) / kDenseTokens;
+    space.sums.resize(static_cast<size_t>(row_blocks * stripe.tokens * kPanelRows));
+    space.weights.resize(static_cast<size_t>(row_blocks * kPanelWeights));
+    for (int64_t panel = 0; panel < grid_.panels; ++panel) {
+      const int64_t tile = grid_.first_tile(panel), tiles = grid_.first_tile(panel + 1) - tile;
+      for (int64_t r = 0; r < row_blocks; ++r) {
+        weight_.decode(stripe.first_row / kPanelRows + r, tile, tiles, space.weights.data() + r * kPanelWeights);
+      }
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t token = stripe.tokens * block / blocks, next = stripe.tokens * (block + 1) / blocks;
+        const int64_t from = grid_.place(panel, stripe.first_token + token);
+        const auto* ahead = activations_ + (from + next - token) * grid_.width;
+        const int64_t share = kDenseTokens * grid_.width / row_blocks;
+        for (int64_t r = 0; r < row_blocks; ++r) {
+          if (grid_.panels > 1) fetch(ahead + r * share, ahead + (r + 1) * share);
+          form_.multiply(space.weights.data() + r * kPanelWeights, activations_ + from * grid_.width, from, next - token,
+                         tiles * kTile / Form::kColumns, panel == 0,
+                         space.sums.data() + (r * stripe.tokens + token) * kPanelRows);
+        }
       }
     }
-    weight_.finish(row_block, sums);
+    weight_.finish(stripe, space.sums.data());
+  }
+
+  // Into the cache of the core: a dozen tokens, read side by side, look like no stream to the processor.
+  static void fetch(const typename Form::Activation* from, const typename Form::Activation* end) {
+    for (; from < end; from += 64 / sizeof *from) __builtin_prefetch(from, 0, 2);
   }
 
   Weight& weight_;
   Form form_;
-  const int64_t tokens_, blocks_, tiles_, panels_;
-  typename Form::Activation* activations_;  // [panels, tokens, kPanelColumns]
-  WorkCounter to_load_, to_multiply_;
+  const PanelGrid grid_;
+  typename Form::Activation* activations_;  // [panels, tokens, columns of the widest panel]
+  WorkCounter to_load_;
+  Stripes to_multiply_;
   std::atomic<int64_t> loaded_{0};
 };
 

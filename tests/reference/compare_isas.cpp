@@ -76,10 +76,11 @@ void compare_shift_coding(int rate, int effort) {
 void compare_shift_products(int rate) {
   const int64_t rows = 48, columns = 16 * 17;
   const Floats cosines = gaussian(17 * 17);
-  Floats signs_in(columns, 1.0f), signs_out(rows, -1.0f);
-  for (int64_t i = 0; i < columns; i += 3) signs_in[i] = -1.0f;
+  Floats signs_in(columns, 0.25f), signs_out(rows, -1.0f);
+  for (int64_t i = 0; i < columns; i += 3) signs_in[i] = -0.25f;
+  const Floats sum_weights = gaussian(17);
   hyper_shift_plan plan{rows, columns, rate, 0x64B5D79F, -0.005f, 1 / 147.8f, 1, 16, 1, {17}, cosines.data(),
-                        signs_in.data(), signs_out.data()};
+                        signs_in.data(), signs_out.data(), sum_weights.data()};
   const Words codes = bits(rows / 16 * (columns / 16) * 8 * rate);
   const std::vector<uint16_t> scale(rows, 0x3C00), out_scale(rows, 0x3F80);  // ones
   for (int64_t tokens : {1, 3, 8}) {
