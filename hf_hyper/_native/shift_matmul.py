@@ -47,7 +47,7 @@ class ShiftPlan(ctypes.Structure):
         ("num_factors", ctypes.c_int32),
         ("factors", ctypes.c_int32 * _MAX_FACTORS),
         ("cosines", ctypes.c_void_p),
-        ("signs_in", ctypes.c_void_p),
+        ("scales_in", ctypes.c_void_p),
         ("signs_out", ctypes.c_void_p),
         ("sum_weights", ctypes.c_void_p),
     )
@@ -76,7 +76,11 @@ class ShiftPlan(ctypes.Structure):
         width = self.padded_in // input_blocks
         power = width & -width
         # A sum over a Walsh-Hadamard transform is its first input times its size.
-        mixed = functools.reduce(torch.kron, (matrix.double().sum(0) for matrix in matrices), torch.ones(1).double())
+        mixed = functools.reduce(
+            torch.kron,
+            (matrix.double().sum(0) for matrix in matrices),
+            torch.ones(1, dtype=torch.float64, device="cpu"),
+        )
         weights = mixed.repeat_interleave(width // power // len(mixed)).repeat(input_blocks) * power**0.5
         self._kept = (
             cosines,

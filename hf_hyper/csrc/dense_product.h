@@ -1,15 +1,16 @@
 // Product for many tokens with any weight that decodes to panels (dense_steps.h).
 //
 // One job of the pool in two phases. First the threads take tokens and round them, to bfloat16 or to bytes. Then they
-// take a stripe of up to 128 rows of the weight at a time: decode its panels of some columns, multiply them with all
-// tokens, go on to the next columns, and hand over the sums. Activations, which may fill more than the caches near a
-// core, are read once per stripe.
+// take a stripe of 128 rows of the weight at a time: decode its panels of some columns, multiply them with all tokens, go
+// on to the next columns, and hand over the sums. Activations, which may fill more than the caches near a core, are read
+// once per stripe. What is left when every thread has had as many stripes is shared by 32 rows.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <thread>
+#include <vector>
 
 #include "aligned.h"
 #include "dense_steps.h"
@@ -18,7 +19,6 @@
 namespace hyper {
 
 constexpr int64_t kTokensAtOnce = 512;
-constexpr int64_t kLeastShared = 8;  // tokens of a part of a stripe; fewer than 4 at a time would be added in another order
 constexpr int64_t kLeastPart = 64;  // tokens of a part at least: every part decodes the weight
 constexpr int64_t kRowsPerToken = 2;
 
@@ -54,21 +54,29 @@ struct PanelGrid {
   const int64_t tiles, panels, tokens, width;
 };
 
+// Space that is kept from call to call: fresh pages would cost more than decoding.
+template <class T>
+T* at_least(AlignedVector<T>& kept, int64_t size) {
+  if (static_cast<int64_t>(kept.size()) < size) kept.resize(static_cast<size_t>(size));
+  return kept.data();
+}
+
 // How activations and panels are held: in bfloat16.
 class Pairs {
  public:
   using Activation = uint16_t;
-  using Weight = uint16_t;
+  using Panel = uint16_t;
   static constexpr int kPanelTiles = kPairTiles;
   static constexpr int64_t kColumns = 2;  // of a step
 
   explicit Pairs(const DenseSteps& steps) : steps_(steps) {}
   void resize(int64_t) {}
 
-  // `row` is space for one token.
   template <class Weight>
-  void load(Weight& weight, const PanelGrid& grid, int64_t token, float* values, uint16_t* row, uint16_t* activations) {
+  void load(Weight& weight, const PanelGrid& grid, int64_t token, float* values, uint16_t* activations) {
     if (grid.panels == 1) return weight.load(token, values, activations + token * grid.width);
+    static thread_local AlignedVector<uint16_t> kept;
+    uint16_t* row = at_least(kept, grid.tiles * kTile);
     weight.load(token, values, row);
     for (int64_t panel = 0; panel < grid.panels; ++panel) {
       const int64_t from = grid.first_column(panel), columns = grid.first_column(panel + 1) - from;
@@ -89,19 +97,18 @@ class Pairs {
 class Bytes {
  public:
   using Activation = int8_t;
-  using Weight = uint8_t;
+  using Panel = uint8_t;
   static constexpr int kPanelTiles = kByteTiles;
   static constexpr int64_t kColumns = 4;
 
   explicit Bytes(const DenseSteps& steps) : steps_(steps) {}
   void resize(int64_t places) {
     static thread_local AlignedVector<ByteScale> kept;
-    kept.resize(static_cast<size_t>(places));
-    scales_ = kept.data();
+    scales_ = at_least(kept, places);
   }
 
   template <class Weight>
-  void load(Weight& weight, const PanelGrid& grid, int64_t token, float* values, int8_t*, int8_t* activations) {
+  void load(Weight& weight, const PanelGrid& grid, int64_t token, float* values, int8_t* activations) {
     weight.load(token, values);
     double sum = 0;
     for (int64_t panel = 0; panel < grid.panels; ++panel) {
@@ -122,47 +129,11 @@ class Bytes {
   ByteScale* scales_ = nullptr;  // [panels, tokens]
 };
 
-// A stripe of the weight and the tokens it meets.
-struct StripeOfTokens {
-  int64_t first_row, rows, first_token, tokens;
-};
-
-// Deals stripes to threads. Those left when every thread has had as many as the others are shared by tokens: their
-// weights are then decoded more than once.
-class Stripes {
- public:
-  // Stripes consist of `together` rows or a multiple of that.
-  Stripes(int64_t rows, int64_t together, int64_t tokens, int threads)
-      : rows_(rows), stripe_(together * std::clamp<int64_t>((rows + together - 1) / together / (2 * threads), 1,
-                                                            kStripeRows / together)),
-        tokens_(tokens), whole_(stripes() / threads * threads), shared_(stripes() - whole_),
-        parts_(shared_ == 0 ? 1 : std::max<int64_t>(1, std::min(threads / shared_, tokens / kLeastShared))),
-        work_(whole_ + shared_ * parts_, 1) {}
-
-  bool take(StripeOfTokens* stripe) {
-    int64_t item, end;
-    if (!work_.take(&item, &end)) return false;
-    const int64_t parts = item < whole_ ? 1 : parts_, part = item < whole_ ? 0 : (item - whole_) % parts_;
-    const int64_t first_row = (item < whole_ ? item : whole_ + (item - whole_) / parts_) * stripe_;
-    const int64_t first_token = tokens_ * part / parts;
-    *stripe = {first_row, std::min(stripe_, rows_ - first_row), first_token, tokens_ * (part + 1) / parts - first_token};
-    return true;
-  }
-
- private:
-  int64_t stripes() const { return (rows_ + stripe_ - 1) / stripe_; }
-
-  const int64_t rows_, stripe_, tokens_, whole_, shared_, parts_;
-  WorkCounter work_;
-};
-
 // `Weight` has
-//   columns()                                of a row, padded to whole tiles
-//   rows()                                   the same
-//   rows_together()                          32 or more, a divisor of 128: rows that are finished together
+//   columns(), rows()                        padded to whole tiles
 //   load(token, values, rounded)             activations of one token, [columns] bfloat16; values [columns] are overwritten
-//   decode(row_block, tile, tiles, weights)  a panel of 32 rows, the last ones padded, in the form's weights
-//   finish(stripe, sums)                     [blocks of 32 rows, tokens, 2, 16] of a stripe
+//   decode(row_block, tile, tiles, weights)  a panel of 32 rows, the last ones padded, as the form has them
+//   finish(first_row, rows, tokens, sums)    sums [blocks of 32 rows, tokens, 2, 16] of a stripe
 // and for bytes
 //   load(token, values)                      [columns] float
 //   loaded(token, sum)                       of those, rounded
@@ -171,11 +142,16 @@ class DenseProduct {
  public:
   DenseProduct(Weight& weight, const DenseSteps& steps, int64_t tokens, int threads)
       : weight_(weight), form_(steps), grid_(weight.columns(), tokens, Form::kPanelTiles),
+        row_blocks_((weight.rows() + kPanelRows - 1) / kPanelRows),
+        whole_(weight.rows() / kStripeRows / threads * threads), shared_(row_blocks_ - whole_ * kStripeBlocks),
         to_load_(tokens, std::max<int64_t>(1, std::min<int64_t>(16, tokens / (8 * threads)))),
-        to_multiply_(weight.rows(), weight.rows_together(), tokens, threads) {
+        to_multiply_(whole_ + shared_, 1), done_(static_cast<size_t>((shared_ + kStripeBlocks - 1) / kStripeBlocks)) {
     static thread_local AlignedVector<typename Form::Activation> kept;
-    kept.resize(static_cast<size_t>((grid_.panels * tokens + kDenseTokens) * grid_.width));  // the last are fetched only
-    activations_ = kept.data();
+    static thread_local AlignedVector<float> sums;
+    // Those of some tokens more are fetched but not used.
+    activations_ = at_least(kept, (grid_.panels * tokens + kDenseTokens) * grid_.width);
+    shared_sums_ = at_least(sums, shared_ * tokens * kPanelRows);
+    for (auto& blocks : done_) blocks.store(0, std::memory_order_relaxed);
     form_.resize(grid_.panels * tokens);
   }
 
@@ -184,72 +160,89 @@ class DenseProduct {
   }
 
  private:
+  static constexpr int64_t kStripeBlocks = kStripeRows / kPanelRows;
   static constexpr int64_t kPanelWeights = int64_t{Form::kPanelTiles} * kTile * kPanelRows;
 
-  // Kept by every thread: fresh pages would cost more than decoding.
-  struct Space {
-    AlignedVector<float> values, sums;
-    AlignedVector<typename Form::Activation> row;
-    AlignedVector<typename Form::Weight> weights;  // [blocks of 32 rows, kPanelWeights]
-  };
-
   void work() {
-    static thread_local Space space;
-    space.values.resize(static_cast<size_t>(weight_.columns()));
-    space.row.resize(static_cast<size_t>(weight_.columns()));
-    int64_t begin, end;
-    while (to_load_.take(&begin, &end)) {
-      for (int64_t token = begin; token < end; ++token) {
-        form_.load(weight_, grid_, token, space.values.data(), space.row.data(), activations_);
-      }
-      loaded_.fetch_add(end - begin, std::memory_order_release);
-    }
+    load_tokens();
     for (int spin = 0; loaded_.load(std::memory_order_acquire) < grid_.tokens; ++spin) {
       if (spin > 10000) std::this_thread::yield();
     }
-    StripeOfTokens stripe;
-    while (to_multiply_.take(&stripe)) multiply(stripe, space);
+    static thread_local AlignedVector<float> kept;
+    int64_t item, end;
+    while (to_multiply_.take(&item, &end)) {
+      if (item < whole_) {
+        float* sums = at_least(kept, kStripeRows * grid_.tokens);
+        multiply(item * kStripeBlocks, kStripeBlocks, sums);
+        finish(item, sums);
+      } else {
+        multiply_shared(item - whole_);
+      }
+    }
   }
 
-  // Blocks of tokens differ by one at most.
-  void multiply(const StripeOfTokens& stripe, Space& space) {
-    const int64_t row_blocks = (stripe.rows + kPanelRows - 1) / kPanelRows;
-    const int64_t blocks = (stripe.tokens + kDenseTokens - 1) / kDenseTokens;
-    space.sums.resize(static_cast<size_t>(row_blocks * stripe.tokens * kPanelRows));
-    space.weights.resize(static_cast<size_t>(row_blocks * kPanelWeights));
+  void load_tokens() {
+    static thread_local AlignedVector<float> kept;
+    float* values = at_least(kept, weight_.columns());
+    int64_t begin, end;
+    while (to_load_.take(&begin, &end)) {
+      for (int64_t token = begin; token < end; ++token) form_.load(weight_, grid_, token, values, activations_);
+      loaded_.fetch_add(end - begin, std::memory_order_release);
+    }
+  }
+
+  // One row block of those that are shared. Whoever ends the last one of a stripe hands that over.
+  void multiply_shared(int64_t block) {
+    const int64_t stripe = block / kStripeBlocks;
+    multiply(whole_ * kStripeBlocks + block, 1, shared_sums_ + block * grid_.tokens * kPanelRows);
+    const int64_t blocks = std::min(kStripeBlocks, shared_ - stripe * kStripeBlocks);
+    if (done_[stripe].fetch_add(1, std::memory_order_acq_rel) + 1 < blocks) return;
+    finish(whole_ + stripe, shared_sums_ + stripe * kStripeRows * grid_.tokens);
+  }
+
+  void finish(int64_t stripe, const float* sums) {
+    const int64_t first = stripe * kStripeRows, rows = std::min<int64_t>(kStripeRows, weight_.rows() - first);
+    weight_.finish(first, rows, grid_.tokens, sums);
+  }
+
+  // Blocks of 32 rows -> sums [count, tokens, 2, 16]. Blocks of tokens differ by one at most.
+  void multiply(int64_t first, int64_t count, float* sums) {
+    static thread_local AlignedVector<typename Form::Panel> kept;
+    typename Form::Panel* weights = at_least(kept, count * kPanelWeights);
+    const int64_t tokens = grid_.tokens, blocks = (tokens + kDenseTokens - 1) / kDenseTokens;
     for (int64_t panel = 0; panel < grid_.panels; ++panel) {
       const int64_t tile = grid_.first_tile(panel), tiles = grid_.first_tile(panel + 1) - tile;
-      for (int64_t r = 0; r < row_blocks; ++r) {
-        weight_.decode(stripe.first_row / kPanelRows + r, tile, tiles, space.weights.data() + r * kPanelWeights);
-      }
+      for (int64_t r = 0; r < count; ++r) weight_.decode(first + r, tile, tiles, weights + r * kPanelWeights);
       for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t token = stripe.tokens * block / blocks, next = stripe.tokens * (block + 1) / blocks;
-        const int64_t from = grid_.place(panel, stripe.first_token + token);
-        const auto* ahead = activations_ + (from + next - token) * grid_.width;
-        const int64_t share = kDenseTokens * grid_.width / row_blocks;
-        for (int64_t r = 0; r < row_blocks; ++r) {
-          if (grid_.panels > 1) fetch(ahead + r * share, ahead + (r + 1) * share);
-          form_.multiply(space.weights.data() + r * kPanelWeights, activations_ + from * grid_.width, from, next - token,
-                         tiles * kTile / Form::kColumns, panel == 0,
-                         space.sums.data() + (r * stripe.tokens + token) * kPanelRows);
+        const int64_t token = tokens * block / blocks, together = tokens * (block + 1) / blocks - token;
+        const int64_t place = grid_.place(panel, token);
+        const auto* from = activations_ + place * grid_.width;
+        const int64_t share = together * grid_.width / count;
+        for (int64_t r = 0; r < count; ++r) {
+          if (grid_.panels > 1) fetch(from + count * share + r * share, share);
+          form_.multiply(weights + r * kPanelWeights, from, place, together, tiles * kTile / Form::kColumns, panel == 0,
+                         sums + (r * tokens + token) * kPanelRows);
         }
       }
     }
-    weight_.finish(stripe, space.sums.data());
   }
 
-  // Into the cache of the core: a dozen tokens, read side by side, look like no stream to the processor.
-  static void fetch(const typename Form::Activation* from, const typename Form::Activation* end) {
-    for (; from < end; from += 64 / sizeof *from) __builtin_prefetch(from, 0, 2);
+  // Activations of the next tokens, into the cache of the core: a dozen of them, read side by side, look like no stream
+  // to the processor.
+  static void fetch(const typename Form::Activation* from, int64_t count) {
+    constexpr int64_t kLine = 64 / sizeof *from;
+    for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(from + i, 0, 2);
   }
 
   Weight& weight_;
   Form form_;
   const PanelGrid grid_;
-  typename Form::Activation* activations_;  // [panels, tokens, columns of the widest panel]
-  WorkCounter to_load_;
-  Stripes to_multiply_;
+  const int64_t row_blocks_, whole_, shared_;  // blocks of 32 rows, stripes taken whole, blocks that are shared
+  typename Form::Activation* activations_;     // [panels, tokens, columns of the widest panel]
+  float* shared_sums_;                         // [shared_, tokens, 2, 16]
+  WorkCounter to_load_, to_multiply_;
   std::atomic<int64_t> loaded_{0};
+  std::vector<std::atomic<int>> done_;  // blocks of the shared stripes
 };
 
 }  // namespace hyper

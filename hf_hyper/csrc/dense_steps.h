@@ -21,7 +21,7 @@ namespace hyper {
 
 constexpr int kDenseTokens = 12;  // times 2 vectors are 24 sums, which leaves registers for the operands
 constexpr int kPanelRows = 32;
-constexpr int kStripeRows = kMaxOutputBlock;  // that are multiplied with activations while these are near
+constexpr int kStripeRows = kMaxOutputBlock;  // that meet activations while these are near: whole output blocks
 constexpr int kPairTiles = 36;  // of the widest panel: sums then go through memory once for 576 columns
 constexpr int kByteTiles = 16;  // as many columns as share a scale
 constexpr int kPairColumns = kPairTiles * kTile;
@@ -64,7 +64,7 @@ struct DenseSteps {
   // The same in bytes; scales [tokens]
   void (*multiply_bytes[kDenseTokens])(const uint8_t* weights, const int8_t* activations, const ByteScale* scales,
                                        int64_t steps, bool fresh, float* sums);
-  // Sums of decode_shift's panels [count / 32, tokens, 2, 16], of `count` rows from `first` on, whole output blocks ->
+  // Sums of decode_shift's panels [blocks of 32 rows, tokens, 2, 16], of the `count` rows of a stripe from `first` on ->
   // (sums - offset * totals [tokens]) * units [count], rotated back: their columns of out [tokens, out_features]
   void (*finish_shift)(const hyper_shift_plan& plan, int64_t first, int64_t count, const float* sums, int64_t tokens,
                        float offset, const float* totals, const float* units, const uint16_t* out_scale, int dtype,

@@ -122,12 +122,13 @@ inline void short_hadamard(int64_t count, int64_t width, Load load, Store store)
   if (width == 128) hadamard_runs<8>(count, load, store);
 }
 
-// What takes the results of a rotation where they are.
+// Takes the results of a rotation of x where they are.
 struct InPlace {
   float* x;
   HYPER_INLINE void operator()(int64_t i, const Float16Lanes& lanes) const { store16(x + i, lanes); }
 };
 
+// Values that lie in x -> store(i, lanes).
 template <class Store>
 inline void hand_over(const float* x, int64_t count, Store store) {
   if constexpr (!std::is_same_v<Store, InPlace>) {
@@ -139,8 +140,8 @@ inline void hand_over(const float* x, int64_t count, Store store) {
   }
 }
 
-// From transforms of consecutive runs of `half` to those of runs of `width`, both powers of two and at least 16. The last
-// pass over memory hands values to store(i, lanes), those before it write to x.
+// From transforms of consecutive runs of `half` to those of runs of `width` > half, both powers of two and at least 16. The
+// last pass over memory hands values to store(i, lanes), those before it write to x.
 template <class Store>
 inline void widen_hadamard(float* x, int64_t count, int64_t half, int64_t width, Store store) {
   const auto widen_twice = [=](int64_t from, auto to) HYPER_INLINE_LAMBDA {
@@ -230,7 +231,7 @@ inline void mix_axis(float* x, int64_t count, int64_t size, int64_t inner, const
   }
 }
 
-// The same for an odd size whose columns fit in registers; values go to store(i, lanes), which may write to x.
+// The same for an odd size whose columns fit in 32 registers; values go to store(i, lanes), which may write to x.
 template <int kSize, class Store>
 inline void mix_registers(const float* x, int64_t count, int64_t inner, const float* matrix, Store store) {
   constexpr int kHalf = kSize / 2;
@@ -341,11 +342,11 @@ inline void rotate(const hyper_shift_plan& plan, const void* x, int dtype, float
   const int64_t padded = padded_to_tiles(plan.in_features), width = padded / plan.input_blocks;
   const int64_t power = width & -width, run = power < 128 ? power : 128;
   if (dtype == HYPER_BFLOAT16 && padded == plan.in_features) {
-    signed_hadamard(static_cast<const uint16_t*>(x), plan.signs_in, padded, run, values);
+    signed_hadamard(static_cast<const uint16_t*>(x), plan.scales_in, padded, run, values);
   } else {
     load_as_float(x, dtype, 0, plan.in_features, values);
     for (int64_t i = plan.in_features; i < padded; ++i) values[i] = 0.0f;
-    signed_hadamard(static_cast<const float*>(values), plan.signs_in, padded, run, values);
+    signed_hadamard(static_cast<const float*>(values), plan.scales_in, padded, run, values);
   }
   if (plan.num_factors == 0) {
     return run < power ? widen_hadamard(values, padded, run, power, store) : hand_over(values, padded, store);
@@ -462,7 +463,7 @@ inline void unrotate_input(const hyper_shift_plan& plan, float* rotated, float s
       padded, run, [=](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA { load16(lanes, rotated + i); },
       [=, &plan](int64_t i, const Float16Lanes& unscaled) HYPER_INLINE_LAMBDA {
         Float16Lanes factors;
-        load16(factors, plan.signs_in + i);
+        load16(factors, plan.scales_in + i);
         Float16Lanes lanes = unscaled * factors * scale;
         lanes = lanes > kLargest ? Float16Lanes{} + kLargest : lanes;
         lanes = lanes < -kLargest ? Float16Lanes{} - kLargest : lanes;

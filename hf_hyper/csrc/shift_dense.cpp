@@ -22,7 +22,6 @@ class ShiftWeight {
 
   int64_t columns() const { return layout_.columns; }
   int64_t rows() const { return layout_.out_tiles * kTile; }
-  int64_t rows_together() const { return std::max(plan_.output_block, kPanelRows); }
 
   void load(int64_t token, float* values) const { dense_.rotate(plan_, activations(token), dtype_, values); }
   void loaded(int64_t token, float sum) { sums_[token] = sum; }
@@ -30,7 +29,7 @@ class ShiftWeight {
     sums_[token] = dense_.rotate_and_round(plan_, activations(token), dtype_, values, rounded);
   }
 
-  void decode(int64_t row_block, int64_t tile, int64_t tiles, typename Form::Weight* weights) const {
+  void decode(int64_t row_block, int64_t tile, int64_t tiles, typename Form::Panel* weights) const {
     // A last tile keeps itself company.
     const int64_t next = 2 * row_block + 1 < layout_.out_tiles ? layout_.tile_words : 0;
     const uint32_t* codes = codes_ + 2 * row_block * layout_.tile_words + tile * 8 * plan_.bits;
@@ -41,15 +40,14 @@ class ShiftWeight {
     }
   }
 
-  void finish(const StripeOfTokens& stripe, const float* sums) const {
+  void finish(int64_t first, int64_t rows, int64_t tokens, const float* sums) const {
     float units[kStripeRows];
-    for (int64_t r = 0; r < stripe.rows; ++r) {
-      units[r] = from_float16(scale_[stripe.first_row + r]) * plan_.inverse_deviation * (kBytes ? 4 : 1);
+    for (int64_t r = 0; r < rows; ++r) {
+      units[r] = from_float16(scale_[first + r]) * plan_.inverse_deviation * (kBytes ? 4 : 1);
     }
     float offset = plan_.mean_offset;
     if (kBytes) offset = mean_byte_quarter(kByteCentre + offset) - kQuarterCentre;
-    dense_.finish_shift(plan_, stripe.first_row, stripe.rows, sums, stripe.tokens, offset, sums_ + stripe.first_token,
-                        units, out_scale_, dtype_, y_ + stripe.first_token * plan_.out_features * size_);
+    dense_.finish_shift(plan_, first, rows, sums, tokens, offset, sums_, units, out_scale_, dtype_, y_);
   }
 
  private:

@@ -19,7 +19,6 @@ class WindingWeight {
 
   int64_t columns() const { return (plan_.in_features + kTile - 1) / kTile * kTile; }
   int64_t rows() const { return (plan_.out_features + kTile - 1) / kTile * kTile; }
-  int64_t rows_together() const { return kPanelRows; }
 
   void load(int64_t token, float* values, uint16_t* rounded) const {
     dense_.load(x_, dtype_, token * plan_.in_features, plan_.in_features, values);
@@ -39,11 +38,10 @@ class WindingWeight {
     }
   }
 
-  void finish(const StripeOfTokens& stripe, const float* sums) const {
-    for (int64_t r = 0; r < stripe.rows; r += kPanelRows, sums += stripe.tokens * kPanelRows) {
-      const int64_t first = stripe.first_row + r, rows = std::min<int64_t>(kPanelRows, plan_.out_features - first);
-      dense_.store(sums, stripe.tokens, rows, dtype_, y_, stripe.first_token * plan_.out_features + first,
-                   plan_.out_features);
+  void finish(int64_t first, int64_t rows, int64_t tokens, const float* sums) const {
+    for (const int64_t end = first + rows; first < end; first += kPanelRows, sums += tokens * kPanelRows) {
+      const int64_t there = std::min<int64_t>(kPanelRows, plan_.out_features - first);
+      dense_.store(sums, tokens, there, dtype_, y_, first, plan_.out_features);
     }
   }
 

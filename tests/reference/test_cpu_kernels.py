@@ -72,6 +72,13 @@ def test_rotations_of_awkward_widths(columns: int, blocks: int, isa: str) -> Non
     check(TensorScheme("shift", 2.0, 48, columns, input_blocks=blocks), (1, 20), [torch.float32])
 
 
+def test_plan_is_made_wherever_tensors_are_made() -> None:
+    """`from_pretrained` builds models inside such a region."""
+    with torch.device("meta"):
+        plan = cpu._plan.__wrapped__(TensorScheme("shift", 4.0, 64, 576))
+    assert plan.padded_in == 576
+
+
 @pytest.mark.parametrize(("columns", "blocks"), [*AWKWARD, (1, 1), (64, 1), (500, 1), (4096, 2)])
 def test_sums_of_rotated_activations(columns: int, blocks: int) -> None:
     plan = cpu._plan(TensorScheme("shift", 2.0, 16, columns, input_blocks=blocks))
@@ -107,9 +114,17 @@ def test_dense_product(rows: int, columns: int, bits: int, int8: bool) -> None:
 
 
 @needs_dense
-@pytest.mark.parametrize("columns", [32, 576, 640, 768, 896, 960, 2048, 4096])
+@pytest.mark.parametrize("columns", [32, 576, 640, 768, 896, 960, 16 * 81, 2048, 4096])
 def test_dense_product_of_other_widths(columns: int) -> None:
     check_dense(TensorScheme("shift", 4.0, 400, columns), (5, 40), int8=False)
+
+
+@needs_dense
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("rows", [96, 192, 500])
+def test_dense_product_of_larger_output_blocks(rows: int, bits: int, int8: bool) -> None:
+    check_dense(TensorScheme("shift", float(bits), rows, 272), (5, 40), int8)
 
 
 def check_dense(scheme: TensorScheme, counts: tuple[int, ...], int8: bool) -> None:
@@ -157,14 +172,15 @@ def test_dense_product_in_int8_of_tokens_that_are_zero_tiny_or_not_finite(column
 
 
 @needs_dense
+@pytest.mark.parametrize("columns", [272, 1200])
 @pytest.mark.parametrize("rows", [48, 1600])
 @pytest.mark.parametrize("tokens", [1, 40, 200, 515, 1030])
-def test_dense_result_does_not_depend_on_threads(rows: int, tokens: int) -> None:
+def test_dense_result_does_not_depend_on_threads(rows: int, columns: int, tokens: int) -> None:
     """Threads share the rows, or the tokens where rows are few; a last part of a few tokens would add up otherwise."""
-    scheme = TensorScheme("shift", 4.0, rows, 272)
+    scheme = TensorScheme("shift", 4.0, rows, columns)
     tensors = random_tensors(scheme)
     plan = cpu._plan(scheme)
-    x = torch.randn(tokens, 272).bfloat16()
+    x = torch.randn(tokens, columns).bfloat16()
     for int8 in (False, True):
         alone, *shared = (
             _native.shift_matmul_dense(plan, *tensors.values(), x, int8=int8, threads=threads)
