@@ -42,9 +42,12 @@ def multiply(
         KernelUnavailable: There is no compiled core.
     """
     function = getattr(require(), f"hyper_{name}")
-    held = (*tensors, activations(x, plan.in_features))
-    y = x.new_empty(len(x), plan.out_features)
-    addresses = [tensor.data_ptr() for tensor in held]
-    result = function(plan.address, *addresses, DTYPES[x.dtype], len(x), *options, thread_count(threads), y.data_ptr())
+    x = activations(x, plan.in_features)
+    tokens = x.shape[0]
+    y = x.new_empty(tokens, plan.out_features)
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    result = function(
+        plan.address, *addresses, x.data_ptr(), DTYPES[x.dtype], tokens, *options, thread_count(threads), y.data_ptr()
+    )
     check(result, name)
     return y

@@ -1,6 +1,7 @@
 """Products of activations with `shift` weights, and those weights themselves, by the compiled core."""
 
 import ctypes
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -46,8 +47,9 @@ class ShiftPlan(ctypes.Structure):
         ("num_factors", ctypes.c_int32),
         ("factors", ctypes.c_int32 * _MAX_FACTORS),
         ("cosines", ctypes.c_void_p),
-        ("signs_in", ctypes.c_void_p),
+        ("scales_in", ctypes.c_void_p),
         ("signs_out", ctypes.c_void_p),
+        ("sum_weights", ctypes.c_void_p),
     )
 
     def __init__(
@@ -70,8 +72,22 @@ class ShiftPlan(ctypes.Structure):
         cosines = torch.cat(
             [torch.zeros(1, dtype=torch.float32, device="cpu"), *(matrix.float().flatten() for matrix in matrices)]
         )[1:]
-        self._kept = cosines, signs_in.float().contiguous(), signs_out.float().contiguous()
         self.padded_in, self.padded_out = len(signs_in), len(signs_out)
+        width = self.padded_in // input_blocks
+        power = width & -width
+        # A sum over a Walsh-Hadamard transform is its first input times its size.
+        mixed = functools.reduce(
+            torch.kron,
+            (matrix.double().sum(0) for matrix in matrices),
+            torch.ones(1, dtype=torch.float64, device="cpu"),
+        )
+        weights = mixed.repeat_interleave(width // power // len(mixed)).repeat(input_blocks) * power**0.5
+        self._kept = (
+            cosines,
+            signs_in.float() * power**-0.5,
+            signs_out.float().contiguous(),
+            (signs_in[::power] * weights).float(),
+        )
         self.codes_shape = self.padded_out // 16, self.padded_in // 16, 8 * bits
         factors = [len(matrix) for matrix in matrices]
         super().__init__(

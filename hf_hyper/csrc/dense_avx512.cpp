@@ -72,10 +72,20 @@ void decode_shift(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_
   }
 }
 
-double round(const float* values, int64_t columns, uint16_t* activations) {
-  return sum_of(values, columns, [=](int64_t i, const Float16Lanes& lanes) HYPER_INLINE_LAMBDA {
-    store_lanes(lanes, kTile, HYPER_BFLOAT16, activations, i);
-  });
+struct RoundedTo {
+  uint16_t* to;
+  HYPER_INLINE void operator()(int64_t i, const Float16Lanes& lanes) const {
+    store_lanes(lanes, kTile, HYPER_BFLOAT16, to, i);
+  }
+};
+
+float rotate_and_round(const hyper_shift_plan& plan, const void* x, int dtype, float* values, uint16_t* rotated) {
+  rotate(plan, x, dtype, values, RoundedTo{rotated});
+  return rotated_sum(plan, x, dtype);
+}
+
+void round(const float* values, int64_t columns, uint16_t* activations) {
+  hand_over(values, columns, RoundedTo{activations});
 }
 
 double round_bytes(const float* values, int64_t columns, int8_t* activations, ByteScale* scale) {
@@ -119,7 +129,7 @@ void multiply(const uint16_t* weights, const uint16_t* activations, int64_t step
       HYPER_UNROLL
       for (int t = 0; t < T; ++t) {
         int pair;
-        std::memcpy(&pair, activations + t * kPanelColumns, sizeof pair);
+        std::memcpy(&pair, activations + t * kPairColumns, sizeof pair);
         const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
         sum[i][t][0] = _mm512_dpbf16_ps(sum[i][t][0], row[0], x);
         sum[i][t][1] = _mm512_dpbf16_ps(sum[i][t][1], row[1], x);
@@ -154,7 +164,7 @@ void multiply_bytes(const uint8_t* weights, const int8_t* activations, const Byt
     HYPER_UNROLL
     for (int t = 0; t < T; ++t) {
       int four;
-      std::memcpy(&four, activations + t * kPanelColumns, sizeof four);
+      std::memcpy(&four, activations + t * kByteColumns, sizeof four);
       const __m512i x = _mm512_set1_epi32(four);
       add_dots(sum[t][0], row[0], x);
       add_dots(sum[t][1], row[1], x);
@@ -171,19 +181,29 @@ void multiply_bytes(const uint8_t* weights, const int8_t* activations, const Byt
   }
 }
 
-void finish_shift(const float* sums, int64_t tokens, bool odd, float offset, const float* totals, const float* units,
-                  float* const to[2], int64_t stride) {
+void finish_shift(const hyper_shift_plan& plan, int64_t first, int64_t count, const float* sums, int64_t tokens,
+                  float offset, const float* totals, const float* units, const uint16_t* out_scale, int dtype,
+                  void* out) {
   const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-  const __m512 unit[2] = {_mm512_loadu_ps(units), _mm512_loadu_ps(units + 16)};
+  const bool odd = plan.bits % 2 == 1;
+  float factors[kStripeRows];
+  output_factors(plan, first, count, out_scale, factors);
   for (int64_t m = 0; m < tokens; ++m, sums += kPanelRows) {
-    const __m512 in[2] = {_mm512_loadu_ps(sums), _mm512_loadu_ps(sums + 16)};
-    const __m512 less = _mm512_set1_ps(offset * totals[m]);
-    const __m512 first = odd ? _mm512_permutex2var_ps(in[0], low, in[1]) : in[0];
-    const __m512 second = odd ? _mm512_permutex2var_ps(in[0], high, in[1]) : in[1];
-    _mm512_storeu_ps(to[0] + m * stride, _mm512_mul_ps(_mm512_sub_ps(first, less), unit[0]));
-    if (to[1] == nullptr) continue;
-    _mm512_storeu_ps(to[1] + m * stride, _mm512_mul_ps(_mm512_sub_ps(second, less), unit[1]));
+    const float less = offset * totals[m];
+    rotate_rows(plan, first, count, factors, dtype, out, m, [=](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA {
+      const float* from = sums + i / kPanelRows * tokens * kPanelRows;
+      const bool second = i % kPanelRows != 0;
+      if (odd) {
+        const __m512 rows = _mm512_permutex2var_ps(_mm512_loadu_ps(from), second ? high : low, _mm512_loadu_ps(from + 16));
+        std::memcpy(&lanes, &rows, sizeof lanes);
+      } else {
+        load16(lanes, from + i % kPanelRows);
+      }
+      Float16Lanes unit;
+      load16(unit, units + i);
+      lanes = (lanes - less) * unit;
+    });
   }
 }
 
@@ -203,12 +223,12 @@ constexpr DenseSteps dense_table(std::integer_sequence<int, K...>, std::integer_
           {decode_shift<uint8_t, K + 1>...},
           load_as_float,
           rotate,
+          rotate_and_round,
           round,
           round_bytes,
           {multiply<T + 1>...},
           {multiply_bytes<T + 1>...},
           finish_shift,
-          rotate_output,
           store};
 }
 

@@ -1,13 +1,16 @@
 // Product for many tokens with any weight that decodes to panels (dense_steps.h).
 //
 // One job of the pool in two phases. First the threads take tokens and round them, to bfloat16 or to bytes. Then they
-// take 32 rows of the weight at a time: decode a panel, multiply it with all tokens, go on to the next columns, and hand
-// over the sums.
+// take a stripe of 128 rows of the weight at a time: decode its panels of some columns, multiply them with all tokens, go
+// on to the next columns, and hand over the sums. Activations, which may fill more than the caches near a core, are read
+// once per stripe. What is left when every thread has had as many stripes is shared by 32 rows.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <thread>
+#include <vector>
 
 #include "aligned.h"
 #include "dense_steps.h"
@@ -38,19 +41,49 @@ void in_parts(int64_t rows, int64_t tokens, int threads, Multiply multiply) {
   });
 }
 
+// Panels of the columns of a weight, and the places of tokens in them. Panels differ by one tile at most, so that none is
+// left with few.
+struct PanelGrid {
+  PanelGrid(int64_t columns, int64_t tokens, int most)
+      : tiles(columns / kTile), panels((tiles + most - 1) / most), tokens(tokens), width(most * kTile) {}
+
+  int64_t first_tile(int64_t panel) const { return tiles * panel / panels; }
+  int64_t first_column(int64_t panel) const { return first_tile(panel) * kTile; }
+  int64_t place(int64_t panel, int64_t token) const { return panel * tokens + token; }
+
+  const int64_t tiles, panels, tokens, width;
+};
+
+// Space that is kept from call to call: fresh pages would cost more than decoding.
+template <class T>
+T* at_least(AlignedVector<T>& kept, int64_t size) {
+  if (static_cast<int64_t>(kept.size()) < size) kept.resize(static_cast<size_t>(size));
+  return kept.data();
+}
+
 // How activations and panels are held: in bfloat16.
 class Pairs {
  public:
   using Activation = uint16_t;
-  using Weight = uint16_t;
+  using Panel = uint16_t;
+  static constexpr int kPanelTiles = kPairTiles;
   static constexpr int64_t kColumns = 2;  // of a step
 
   explicit Pairs(const DenseSteps& steps) : steps_(steps) {}
   void resize(int64_t) {}
 
-  double round(const float* values, int64_t columns, int64_t, uint16_t* activations) {
-    return steps_.round(values, columns, activations);
+  template <class Weight>
+  void load(Weight& weight, const PanelGrid& grid, int64_t token, float* values, uint16_t* activations) {
+    if (grid.panels == 1) return weight.load(token, values, activations + token * grid.width);
+    static thread_local AlignedVector<uint16_t> kept;
+    uint16_t* row = at_least(kept, grid.tiles * kTile);
+    weight.load(token, values, row);
+    for (int64_t panel = 0; panel < grid.panels; ++panel) {
+      const int64_t from = grid.first_column(panel), columns = grid.first_column(panel + 1) - from;
+      std::memcpy(activations + grid.place(panel, token) * grid.width, row + from, columns * sizeof *row);
+    }
   }
+
   void multiply(const uint16_t* weights, const uint16_t* activations, int64_t, int64_t tokens, int64_t steps,
                 bool fresh, float* sums) const {
     steps_.multiply[tokens - 1](weights, activations, steps, fresh, sums);
@@ -64,19 +97,28 @@ class Pairs {
 class Bytes {
  public:
   using Activation = int8_t;
-  using Weight = uint8_t;
+  using Panel = uint8_t;
+  static constexpr int kPanelTiles = kByteTiles;
   static constexpr int64_t kColumns = 4;
 
   explicit Bytes(const DenseSteps& steps) : steps_(steps) {}
   void resize(int64_t places) {
     static thread_local AlignedVector<ByteScale> kept;
-    kept.resize(static_cast<size_t>(places));
-    scales_ = kept.data();
+    scales_ = at_least(kept, places);
   }
 
-  double round(const float* values, int64_t columns, int64_t place, int8_t* activations) {
-    return steps_.round_bytes(values, columns, activations, scales_ + place);
+  template <class Weight>
+  void load(Weight& weight, const PanelGrid& grid, int64_t token, float* values, int8_t* activations) {
+    weight.load(token, values);
+    double sum = 0;
+    for (int64_t panel = 0; panel < grid.panels; ++panel) {
+      const int64_t from = grid.first_column(panel), to = grid.place(panel, token);
+      sum += steps_.round_bytes(values + from, grid.first_column(panel + 1) - from, activations + to * grid.width,
+                                scales_ + to);
+    }
+    weight.loaded(token, static_cast<float>(sum));
   }
+
   void multiply(const uint8_t* weights, const int8_t* activations, int64_t place, int64_t tokens, int64_t steps,
                 bool fresh, float* sums) const {
     steps_.multiply_bytes[tokens - 1](weights, activations, scales_ + place, steps, fresh, sums);
@@ -87,35 +129,30 @@ class Bytes {
   ByteScale* scales_ = nullptr;  // [panels, tokens]
 };
 
-// Of one token and of one block of rows, kept by every thread: fresh pages would cost more than decoding.
-struct DenseSpace {
-  AlignedVector<float> values, sums;
-};
-
-inline DenseSpace& dense_space() {
-  static thread_local DenseSpace space;
-  return space;
-}
-
 // `Weight` has
-//   columns()                             of a row, padded to whole tiles
-//   row_blocks()                          of 32 rows, the last one padded
-//   load(token, values)                   activations of one token, [columns] float
-//   loaded(token, sum)                    of those
-//   decode(block, tile, tiles, weights)   a panel of some tiles of columns, in the form's weights
-//   finish(block, sums)                   of all tokens, [tokens, 2, 16]
+//   columns(), rows()                        padded to whole tiles
+//   load(token, values, rounded)             activations of one token, [columns] bfloat16; values [columns] are overwritten
+//   decode(row_block, tile, tiles, weights)  a panel of 32 rows, the last ones padded, as the form has them
+//   finish(first_row, rows, tokens, sums)    sums [blocks of 32 rows, tokens, 2, 16] of a stripe
+// and for bytes
+//   load(token, values)                      [columns] float
+//   loaded(token, sum)                       of those, rounded
 template <class Form, class Weight>
 class DenseProduct {
  public:
   DenseProduct(Weight& weight, const DenseSteps& steps, int64_t tokens, int threads)
-      : weight_(weight), form_(steps), tokens_(tokens), blocks_((tokens + kDenseTokens - 1) / kDenseTokens),
-        tiles_(weight.columns() / kTile), panels_((tiles_ + kPanelTiles - 1) / kPanelTiles),
+      : weight_(weight), form_(steps), grid_(weight.columns(), tokens, Form::kPanelTiles),
+        row_blocks_((weight.rows() + kPanelRows - 1) / kPanelRows),
+        whole_(weight.rows() / kStripeRows / threads * threads), shared_(row_blocks_ - whole_ * kStripeBlocks),
         to_load_(tokens, std::max<int64_t>(1, std::min<int64_t>(16, tokens / (8 * threads)))),
-        to_multiply_(weight.row_blocks(), 1) {
+        to_multiply_(whole_ + shared_, 1), done_(static_cast<size_t>((shared_ + kStripeBlocks - 1) / kStripeBlocks)) {
     static thread_local AlignedVector<typename Form::Activation> kept;
-    kept.resize(static_cast<size_t>(panels_ * tokens * kPanelColumns));
-    activations_ = kept.data();
-    form_.resize(panels_ * tokens);
+    static thread_local AlignedVector<float> sums;
+    // Those of some tokens more are fetched but not used.
+    activations_ = at_least(kept, (grid_.panels * tokens + kDenseTokens) * grid_.width);
+    shared_sums_ = at_least(sums, shared_ * tokens * kPanelRows);
+    for (auto& blocks : done_) blocks.store(0, std::memory_order_relaxed);
+    form_.resize(grid_.panels * tokens);
   }
 
   void run(int threads) {
@@ -123,59 +160,89 @@ class DenseProduct {
   }
 
  private:
+  static constexpr int64_t kStripeBlocks = kStripeRows / kPanelRows;
+  static constexpr int64_t kPanelWeights = int64_t{Form::kPanelTiles} * kTile * kPanelRows;
+
   void work() {
-    auto& [values, sums] = dense_space();
-    values.resize(static_cast<size_t>(weight_.columns()));
-    int64_t begin, end;
-    while (to_load_.take(&begin, &end)) {
-      for (int64_t token = begin; token < end; ++token) load(token, values.data());
-      loaded_.fetch_add(end - begin, std::memory_order_release);
-    }
-    sums.resize(static_cast<size_t>(tokens_ * kPanelRows));
-    for (int spin = 0; loaded_.load(std::memory_order_acquire) < tokens_; ++spin) {
+    load_tokens();
+    for (int spin = 0; loaded_.load(std::memory_order_acquire) < grid_.tokens; ++spin) {
       if (spin > 10000) std::this_thread::yield();
     }
-    while (to_multiply_.take(&begin, &end)) multiply(begin, sums.data());
-  }
-
-  // Blocks differ by one token at most, and panels by one tile, so that none is left with few.
-  int64_t first_token(int64_t block) const { return tokens_ * block / blocks_; }
-  int64_t first_tile(int64_t panel) const { return tiles_ * panel / panels_; }
-
-  int64_t place(int64_t panel, int64_t token) const { return panel * tokens_ + token; }
-
-  void load(int64_t token, float* values) {
-    weight_.load(token, values);
-    double sum = 0;
-    for (int64_t panel = 0; panel < panels_; ++panel) {
-      const int64_t tile = first_tile(panel);
-      const int64_t to = place(panel, token);
-      sum += form_.round(values + tile * kTile, (first_tile(panel + 1) - tile) * kTile, to,
-                         activations_ + to * kPanelColumns);
-    }
-    weight_.loaded(token, static_cast<float>(sum));
-  }
-
-  void multiply(int64_t row_block, float* sums) {
-    alignas(64) typename Form::Weight weights[kPanelColumns * kPanelRows];
-    for (int64_t panel = 0; panel < panels_; ++panel) {
-      const int64_t tile = first_tile(panel), tiles = first_tile(panel + 1) - tile;
-      weight_.decode(row_block, tile, tiles, weights);
-      for (int64_t block = 0; block < blocks_; ++block) {
-        const int64_t token = first_token(block), from = place(panel, token);
-        form_.multiply(weights, activations_ + from * kPanelColumns, from, first_token(block + 1) - token,
-                       tiles * kTile / Form::kColumns, panel == 0, sums + token * kPanelRows);
+    static thread_local AlignedVector<float> kept;
+    int64_t item, end;
+    while (to_multiply_.take(&item, &end)) {
+      if (item < whole_) {
+        float* sums = at_least(kept, kStripeRows * grid_.tokens);
+        multiply(item * kStripeBlocks, kStripeBlocks, sums);
+        finish(item, sums);
+      } else {
+        multiply_shared(item - whole_);
       }
     }
-    weight_.finish(row_block, sums);
+  }
+
+  void load_tokens() {
+    static thread_local AlignedVector<float> kept;
+    float* values = at_least(kept, weight_.columns());
+    int64_t begin, end;
+    while (to_load_.take(&begin, &end)) {
+      for (int64_t token = begin; token < end; ++token) form_.load(weight_, grid_, token, values, activations_);
+      loaded_.fetch_add(end - begin, std::memory_order_release);
+    }
+  }
+
+  // One row block of those that are shared. Whoever ends the last one of a stripe hands that over.
+  void multiply_shared(int64_t block) {
+    const int64_t stripe = block / kStripeBlocks;
+    multiply(whole_ * kStripeBlocks + block, 1, shared_sums_ + block * grid_.tokens * kPanelRows);
+    const int64_t blocks = std::min(kStripeBlocks, shared_ - stripe * kStripeBlocks);
+    if (done_[stripe].fetch_add(1, std::memory_order_acq_rel) + 1 < blocks) return;
+    finish(whole_ + stripe, shared_sums_ + stripe * kStripeRows * grid_.tokens);
+  }
+
+  void finish(int64_t stripe, const float* sums) {
+    const int64_t first = stripe * kStripeRows, rows = std::min<int64_t>(kStripeRows, weight_.rows() - first);
+    weight_.finish(first, rows, grid_.tokens, sums);
+  }
+
+  // Blocks of 32 rows -> sums [count, tokens, 2, 16]. Blocks of tokens differ by one at most.
+  void multiply(int64_t first, int64_t count, float* sums) {
+    static thread_local AlignedVector<typename Form::Panel> kept;
+    typename Form::Panel* weights = at_least(kept, count * kPanelWeights);
+    const int64_t tokens = grid_.tokens, blocks = (tokens + kDenseTokens - 1) / kDenseTokens;
+    for (int64_t panel = 0; panel < grid_.panels; ++panel) {
+      const int64_t tile = grid_.first_tile(panel), tiles = grid_.first_tile(panel + 1) - tile;
+      for (int64_t r = 0; r < count; ++r) weight_.decode(first + r, tile, tiles, weights + r * kPanelWeights);
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t token = tokens * block / blocks, together = tokens * (block + 1) / blocks - token;
+        const int64_t place = grid_.place(panel, token);
+        const auto* from = activations_ + place * grid_.width;
+        const int64_t share = together * grid_.width / count;
+        for (int64_t r = 0; r < count; ++r) {
+          if (grid_.panels > 1) fetch(from + count * share + r * share, share);
+          form_.multiply(weights + r * kPanelWeights, from, place, together, tiles * kTile / Form::kColumns, panel == 0,
+                         sums + (r * tokens + token) * kPanelRows);
+        }
+      }
+    }
+  }
+
+  // Activations of the next tokens, into the cache of the core: a dozen of them, read side by side, look like no stream
+  // to the processor.
+  static void fetch(const typename Form::Activation* from, int64_t count) {
+    constexpr int64_t kLine = 64 / sizeof *from;
+    for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(from + i, 0, 2);
   }
 
   Weight& weight_;
   Form form_;
-  const int64_t tokens_, blocks_, tiles_, panels_;
-  typename Form::Activation* activations_;  // [panels, tokens, kPanelColumns]
+  const PanelGrid grid_;
+  const int64_t row_blocks_, whole_, shared_;  // blocks of 32 rows, stripes taken whole, blocks that are shared
+  typename Form::Activation* activations_;     // [panels, tokens, columns of the widest panel]
+  float* shared_sums_;                         // [shared_, tokens, 2, 16]
   WorkCounter to_load_, to_multiply_;
   std::atomic<int64_t> loaded_{0};
+  std::vector<std::atomic<int>> done_;  // blocks of the shared stripes
 };
 
 }  // namespace hyper

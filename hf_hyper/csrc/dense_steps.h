@@ -1,11 +1,11 @@
 // What products for many tokens need from an instruction set with dot products of bfloat16 pairs and of four bytes.
 //
-// PANELS. Weights are decoded panel by panel, 32 rows and up to 256 columns, into the first-level cache; all tokens are
+// PANELS. Weights are decoded panel by panel, 32 rows and some hundred columns, into the nearest caches; all tokens are
 // multiplied with a panel, in blocks of up to kDenseTokens, before the next one is decoded. A step is as many columns as
 // fill 32 bits, two of bfloat16 or four bytes:
 //
 //     weights      [steps, 2 vectors, 16 lanes, columns of a step]   the rows of the lanes are the decoder's affair
-//     activations  [tokens of the block, 256]        of which a narrower panel leaves the last ones unused
+//     activations  [tokens of the block, columns of the widest panel]   a narrower one leaves the last ones unused
 //     sums         [tokens of the block, 2 vectors, 16 lanes] float
 //
 // BYTES. Activations are signed, with a scale for every token and panel; weights are unsigned quarters of byte sums, of
@@ -21,9 +21,11 @@ namespace hyper {
 
 constexpr int kDenseTokens = 12;  // times 2 vectors are 24 sums, which leaves registers for the operands
 constexpr int kPanelRows = 32;
-constexpr int kPanelTiles = 16;
-constexpr int kPanelColumns = kPanelTiles * kTile;
-constexpr int kPanelSteps = kPanelColumns / 2;  // at most
+constexpr int kStripeRows = kMaxOutputBlock;  // that meet activations while these are near: whole output blocks
+constexpr int kPairTiles = 36;  // of the widest panel: sums then go through memory once for 576 columns
+constexpr int kByteTiles = 16;  // as many columns as share a scale
+constexpr int kPairColumns = kPairTiles * kTile;
+constexpr int kByteColumns = kByteTiles * kTile;
 constexpr int kStepBytes = 4 * kPanelRows;
 constexpr int kStepValues = kStepBytes / 2;  // of bfloat16
 
@@ -50,9 +52,11 @@ struct DenseSteps {
   void (*load)(const void* x, int dtype, int64_t first, int64_t count, float* values);
   // x [in_features] of a HYPER_* dtype -> R_in S_in x, [padded_in] float
   void (*rotate)(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated);
-  // values [columns] -> activations, and the sum of the values; columns a multiple of 16
-  double (*round)(const float* values, int64_t columns, uint16_t* activations);
-  // The same in bytes; the sum is that of the rounded values
+  // The same rounded, and its sum before that; overwrites `values` [padded_in]
+  float (*rotate_and_round)(const hyper_shift_plan& plan, const void* x, int dtype, float* values, uint16_t* rotated);
+  // values [columns] -> activations; columns a multiple of 16
+  void (*round)(const float* values, int64_t columns, uint16_t* activations);
+  // The same in bytes, and the sum of the rounded values
   double (*round_bytes)(const float* values, int64_t columns, int8_t* activations, ByteScale* scale);
   // sums = or, unless `fresh`, += products over `steps` steps; entry t is for t + 1 tokens
   void (*multiply[kDenseTokens])(const uint16_t* weights, const uint16_t* activations, int64_t steps, bool fresh,
@@ -60,13 +64,11 @@ struct DenseSteps {
   // The same in bytes; scales [tokens]
   void (*multiply_bytes[kDenseTokens])(const uint8_t* weights, const int8_t* activations, const ByteScale* scales,
                                        int64_t steps, bool fresh, float* sums);
-  // Sums of decode_shift's panels, at an odd rate or not -> (sums - offset * totals [tokens]) * units [32], the rows of both
-  // tiles in order, tokens `stride` values apart; to[1] may be null
-  void (*finish_shift)(const float* sums, int64_t tokens, bool odd, float offset, const float* totals,
-                       const float* units, float* const to[2], int64_t stride);
-  // As in shift_matmul_steps.h.
-  void (*rotate_output)(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, const float* y,
-                        int64_t tokens, int64_t stride, int dtype, void* out);
+  // Sums of decode_shift's panels [blocks of 32 rows, tokens, 2, 16], of the `count` rows of a stripe from `first` on ->
+  // (sums - offset * totals [tokens]) * units [count], rotated back: their columns of out [tokens, out_features]
+  void (*finish_shift)(const hyper_shift_plan& plan, int64_t first, int64_t count, const float* sums, int64_t tokens,
+                       float offset, const float* totals, const float* units, const uint16_t* out_scale, int dtype,
+                       void* out);
   // The first `rows` of sums [tokens, 2, 16] -> y[first...] of a HYPER_* dtype, tokens `stride` values apart
   void (*store)(const float* sums, int64_t tokens, int64_t rows, int dtype, void* y, int64_t first, int64_t stride);
 };

@@ -8,7 +8,7 @@
 namespace hyper {
 namespace {
 
-constexpr int kMaxPanelWords = (kPanelSteps * kMaxWindingWidth + 31) / 32 + 1;
+constexpr int kMaxPanelWords = (kPairColumns / 2 * kMaxWindingWidth + 31) / 32 + 1;
 constexpr int kBlock = 16;  // words transposed at a time
 
 // Word j of 16 rows -> lanes of out[j], for 16 words; those that are not `wanted` are not read, and zeros.

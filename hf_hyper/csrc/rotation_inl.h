@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "float16_inl.h"
 #include "shift_matmul_steps.h"
@@ -121,35 +122,59 @@ inline void short_hadamard(int64_t count, int64_t width, Load load, Store store)
   if (width == 128) hadamard_runs<8>(count, load, store);
 }
 
-// From transforms of consecutive runs of `half` to those of runs of `width`, both powers of two and at least 16.
-inline void widen_hadamard(float* x, int64_t count, int64_t half, int64_t width) {
-  for (; 4 * half <= width; half *= 4) {  // two stages in one pass over memory
-    for (int64_t start = 0; start < count; start += 4 * half) {
-      for (int64_t i = start; i < start + half; i += 16) {
+// Takes the results of a rotation of x where they are.
+struct InPlace {
+  float* x;
+  HYPER_INLINE void operator()(int64_t i, const Float16Lanes& lanes) const { store16(x + i, lanes); }
+};
+
+// Values that lie in x -> store(i, lanes).
+template <class Store>
+inline void hand_over(const float* x, int64_t count, Store store) {
+  if constexpr (!std::is_same_v<Store, InPlace>) {
+    for (int64_t i = 0; i < count; i += 16) {
+      Float16Lanes lanes;
+      load16(lanes, x + i);
+      store(i, lanes);
+    }
+  }
+}
+
+// From transforms of consecutive runs of `half` to those of runs of `width` > half, both powers of two and at least 16. The
+// last pass over memory hands values to store(i, lanes), those before it write to x.
+template <class Store>
+inline void widen_hadamard(float* x, int64_t count, int64_t half, int64_t width, Store store) {
+  const auto widen_twice = [=](int64_t from, auto to) HYPER_INLINE_LAMBDA {
+    for (int64_t start = 0; start < count; start += 4 * from) {
+      for (int64_t i = start; i < start + from; i += 16) {
         Float16Lanes a, b, c, d;
         load16(a, x + i);
-        load16(b, x + i + half);
-        load16(c, x + i + 2 * half);
-        load16(d, x + i + 3 * half);
+        load16(b, x + i + from);
+        load16(c, x + i + 2 * from);
+        load16(d, x + i + 3 * from);
         const Float16Lanes ab = a + b, a_b = a - b, cd = c + d, c_d = c - d;
-        store16(x + i, ab + cd);
-        store16(x + i + half, a_b + c_d);
-        store16(x + i + 2 * half, ab - cd);
-        store16(x + i + 3 * half, a_b - c_d);
+        to(i, ab + cd);
+        to(i + from, a_b + c_d);
+        to(i + 2 * from, ab - cd);
+        to(i + 3 * from, a_b - c_d);
       }
     }
-  }
-  if (2 * half <= width) {
-    for (int64_t start = 0; start < count; start += 2 * half) {
-      for (int64_t i = start; i < start + half; i += 16) {
-        Float16Lanes a, b;
-        load16(a, x + i);
-        load16(b, x + i + half);
-        store16(x + i, a + b);
-        store16(x + i + half, a - b);
-      }
+  };
+  for (; 4 * half < width; half *= 4) widen_twice(half, InPlace{x});
+  if (4 * half == width) return widen_twice(half, store);
+  for (int64_t start = 0; start < count; start += 2 * half) {
+    for (int64_t i = start; i < start + half; i += 16) {
+      Float16Lanes a, b;
+      load16(a, x + i);
+      load16(b, x + i + half);
+      store(i, a + b);
+      store(i + half, a - b);
     }
   }
+}
+
+inline void widen_hadamard(float* x, int64_t count, int64_t half, int64_t width) {
+  if (half < width) widen_hadamard(x, count, half, width, InPlace{x});
 }
 
 // Rows first, first + 2, ... of a cosine matrix times a column of `half` values, kRows of them -> to, `inner` apart.
@@ -206,6 +231,47 @@ inline void mix_axis(float* x, int64_t count, int64_t size, int64_t inner, const
   }
 }
 
+// The same for an odd size whose columns fit in 32 registers; values go to store(i, lanes), which may write to x.
+template <int kSize, class Store>
+inline void mix_registers(const float* x, int64_t count, int64_t inner, const float* matrix, Store store) {
+  constexpr int kHalf = kSize / 2;
+  for (int64_t start = 0; start < count; start += kSize * inner) {
+    for (int64_t i = start; i < start + inner; i += 16) {
+      Float16Lanes column[2][kHalf + 1];
+      HYPER_UNROLL
+      for (int j = 0; j < kHalf; ++j) {
+        Float16Lanes low, high;
+        load16(low, x + i + j * inner);
+        load16(high, x + i + (kSize - 1 - j) * inner);
+        column[0][j] = low + high;
+        column[1][j] = low - high;
+      }
+      load16(column[0][kHalf], x + i + kHalf * inner);
+      HYPER_UNROLL
+      for (int r = 0; r < kSize; ++r) {
+        Float16Lanes sum = column[r % 2][0] * matrix[r * kSize];
+        HYPER_UNROLL
+        for (int j = 1; j <= kHalf; ++j) {
+          if (j + r % 2 <= kHalf) sum += column[r % 2][j] * matrix[r * kSize + j];
+        }
+        store(i + r * inner, sum);
+      }
+    }
+  }
+}
+
+// The last factor of a rotation.
+template <class Store>
+inline void mix_last(float* x, int64_t count, int64_t size, int64_t inner, const float* matrix, Store store) {
+  if (size == 3) return mix_registers<3>(x, count, inner, matrix, store);
+  if (size == 5) return mix_registers<5>(x, count, inner, matrix, store);
+  if (size == 7) return mix_registers<7>(x, count, inner, matrix, store);
+  if (size == 9) return mix_registers<9>(x, count, inner, matrix, store);
+  if (size == 15) return mix_registers<15>(x, count, inner, matrix, store);
+  mix_axis(x, count, size, inner, matrix);
+  hand_over(x, count, store);
+}
+
 // kColumns columns first, first + 1, ... of the transposed matrix times the values of `mixed`, and their mirror images.
 template <int kColumns, class Lanes>
 HYPER_INLINE void unmix_rows(const Lanes* mixed, int64_t size, const float* matrix, int64_t first, int64_t inner,
@@ -256,112 +322,100 @@ inline void unmix_axis(float* x, int64_t count, int64_t size, int64_t inner, con
 
 inline int64_t padded_to_tiles(int64_t size) { return (size + kTile - 1) / kTile * kTile; }
 
-// Sum of vectors: of 4 in float, of those in float64.
-class Sum {
- public:
-  HYPER_INLINE void add(const Float16Lanes& part) {
-    Halves halves[2];
-    std::memcpy(halves, &part, sizeof halves);
-    sums_[0] += __builtin_convertvector(halves[0], Doubles);
-    sums_[1] += __builtin_convertvector(halves[1], Doubles);
-  }
-  HYPER_INLINE double total() const {
-    const Doubles all = sums_[0] + sums_[1];
-    double total = 0;
-    for (int lane = 0; lane < 8; ++lane) total += all[lane];
-    return total;
-  }
-
- private:
-  typedef double Doubles __attribute__((vector_size(64)));
-  typedef float Halves __attribute__((vector_size(32)));
-  Doubles sums_[2] = {};
-};
-
-// Sum of values [count], a multiple of 16; each(i, lanes) sees values i..i + 15.
-template <class Each>
-HYPER_INLINE double sum_of(const float* values, int64_t count, Each each) {
-  Sum sum;
-  int64_t i = 0;
-  for (; i + 64 <= count; i += 64) {
-    Float16Lanes a[4];
-    HYPER_UNROLL
-    for (int v = 0; v < 4; ++v) {
-      load16(a[v], values + i + 16 * v);
-      each(i + 16 * v, a[v]);
-    }
-    sum.add((a[0] + a[1]) + (a[2] + a[3]));
-  }
-  for (; i < count; i += 16) {
-    Float16Lanes last;
-    load16(last, values + i);
-    each(i, last);
-    sum.add(last);
-  }
-  return sum.total();
-}
-
-// x [count] times signs and `scale` -> the first stages of the transform, for runs of `run`; x may be `out`.
+// x [count] times signs -> the first stages of the transform, for runs of `run`; x may be `out`.
 template <class Value>
-inline void signed_hadamard(const Value* x, const float* signs, float scale, int64_t count, int64_t run, float* out) {
+inline void signed_hadamard(const Value* x, const float* signs, int64_t count, int64_t run, float* out) {
   short_hadamard(
       count, run,
       [=](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA {
         Float16Lanes factors;
         load16(factors, signs + i);
         load16(lanes, x + i);
-        lanes *= factors * scale;
+        lanes *= factors;
       },
       [=](int64_t i, const Float16Lanes& lanes) HYPER_INLINE_LAMBDA { store16(out + i, lanes); });
 }
 
-inline void rotate(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated) {
+// R_in S_in x -> store(i, lanes); `values` [padded_in] hold what is between.
+template <class Store>
+inline void rotate(const hyper_shift_plan& plan, const void* x, int dtype, float* values, Store store) {
   const int64_t padded = padded_to_tiles(plan.in_features), width = padded / plan.input_blocks;
   const int64_t power = width & -width, run = power < 128 ? power : 128;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(power));
   if (dtype == HYPER_BFLOAT16 && padded == plan.in_features) {
-    signed_hadamard(static_cast<const uint16_t*>(x), plan.signs_in, scale, padded, run, rotated);
+    signed_hadamard(static_cast<const uint16_t*>(x), plan.scales_in, padded, run, values);
   } else {
-    load_as_float(x, dtype, 0, plan.in_features, rotated);
-    for (int64_t i = plan.in_features; i < padded; ++i) rotated[i] = 0.0f;
-    signed_hadamard(static_cast<const float*>(rotated), plan.signs_in, scale, padded, run, rotated);
+    load_as_float(x, dtype, 0, plan.in_features, values);
+    for (int64_t i = plan.in_features; i < padded; ++i) values[i] = 0.0f;
+    signed_hadamard(static_cast<const float*>(values), plan.scales_in, padded, run, values);
   }
-  widen_hadamard(rotated, padded, run, power);
+  if (plan.num_factors == 0) {
+    return run < power ? widen_hadamard(values, padded, run, power, store) : hand_over(values, padded, store);
+  }
+  widen_hadamard(values, padded, run, power);
   int64_t inner = width;
   const float* matrix = plan.cosines;
-  for (int f = 0; f < plan.num_factors; ++f) {
+  for (int f = 0;; ++f) {
     const int64_t size = plan.factors[f];
     inner /= size;
-    mix_axis(rotated, padded, size, inner, matrix);
+    if (f + 1 == plan.num_factors) return mix_last(values, padded, size, inner, matrix, store);
+    mix_axis(values, padded, size, inner, matrix);
     matrix += size * size;
   }
 }
 
+inline void rotate(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated) {
+  rotate(plan, x, dtype, rotated, InPlace{rotated});
+}
+
+// Of the values of R_in S_in x.
+inline float rotated_sum(const hyper_shift_plan& plan, const void* x, int dtype) {
+  const int64_t padded = padded_to_tiles(plan.in_features), width = padded / plan.input_blocks;
+  const int64_t power = width & -width;
+  double sum = 0;
+  for (int64_t i = 0; i * power < plan.in_features; ++i) {
+    float value;
+    load_as_float(x, dtype, i * power, 1, &value);
+    sum += static_cast<double>(plan.sum_weights[i]) * value;
+  }
+  return static_cast<float>(sum);
+}
+
 inline float rotate_input(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated) {
   rotate(plan, x, dtype, rotated);
-  return static_cast<float>(
-      sum_of(rotated, padded_to_tiles(plan.in_features), [](int64_t, const Float16Lanes&) HYPER_INLINE_LAMBDA {}));
+  return rotated_sum(plan, x, dtype);
+}
+
+// What transformed rows first, first + 1, ... of the output side are multiplied with; 0 beyond the last.
+inline void output_factors(const hyper_shift_plan& plan, int64_t first, int64_t count, const uint16_t* out_scale,
+                           float* factors) {
+  const float scale = 1.0f / std::sqrt(static_cast<float>(plan.output_block));
+  for (int64_t r = 0; r < count; ++r) {
+    const bool there = first + r < plan.out_features;
+    factors[r] = there ? scale * plan.signs_out[first + r] * from_bfloat16(out_scale[first + r]) : 0.0f;
+  }
+}
+
+// S_out R_out^T of `count` rows from `first` on, whole blocks, of which load(i, lanes) gives some -> out[first...]
+template <class Load>
+HYPER_INLINE void rotate_rows(const hyper_shift_plan& plan, int64_t first, int64_t count, const float* factors,
+                              int dtype, void* out, int64_t token, Load load) {
+  const int64_t rows = plan.out_features - first, to = token * plan.out_features + first;
+  short_hadamard(count, plan.output_block, load, [=](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA {
+    Float16Lanes factor;
+    load16(factor, factors + i);
+    lanes *= factor;
+    store_lanes(lanes, rows - i, dtype, out, to + i);
+  });
 }
 
 inline void rotate_output(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, const float* y,
                           int64_t tokens, int64_t stride, int dtype, void* out) {
   const int64_t width = plan.output_block, first = block * width;
-  const int64_t rows = first + width <= plan.out_features ? width : plan.out_features - first;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(width));
-  float factors[kMaxOutputBlock] = {};
-  for (int64_t r = 0; r < rows; ++r) {
-    factors[r] = scale * plan.signs_out[first + r] * from_bfloat16(out_scale[first + r]);
-  }
+  float factors[kMaxOutputBlock];
+  output_factors(plan, first, width, out_scale, factors);
   for (int64_t m = 0; m < tokens; ++m, y += stride) {
-    const int64_t to = m * plan.out_features + first;
-    short_hadamard(
-        width, width, [&](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA { load16(lanes, y + i); },
-        [&](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA {
-          Float16Lanes factor;
-          load16(factor, factors + i);
-          lanes *= factor;
-          store_lanes(lanes, rows - i, dtype, out, to + i);
-        });
+    rotate_rows(plan, first, width, factors, dtype, out, m,
+                [=](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA { load16(lanes, y + i); });
   }
 }
 
@@ -392,7 +446,6 @@ inline void unrotate_input(const hyper_shift_plan& plan, float* rotated, float s
   constexpr float kLargest = 3.40282347e38f;
   const int64_t padded = padded_to_tiles(plan.in_features), width = padded / plan.input_blocks;
   const int64_t power = width & -width, run = power < 128 ? power : 128;
-  const float unit = 1.0f / std::sqrt(static_cast<float>(power));
   int64_t inner = width;
   const float* matrix = plan.cosines;
   for (int f = 0; f < plan.num_factors; ++f) {
@@ -410,8 +463,8 @@ inline void unrotate_input(const hyper_shift_plan& plan, float* rotated, float s
       padded, run, [=](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA { load16(lanes, rotated + i); },
       [=, &plan](int64_t i, const Float16Lanes& unscaled) HYPER_INLINE_LAMBDA {
         Float16Lanes factors;
-        load16(factors, plan.signs_in + i);
-        Float16Lanes lanes = unscaled * (factors * unit) * scale;
+        load16(factors, plan.scales_in + i);
+        Float16Lanes lanes = unscaled * factors * scale;
         lanes = lanes > kLargest ? Float16Lanes{} + kLargest : lanes;
         lanes = lanes < -kLargest ? Float16Lanes{} - kLargest : lanes;
         store_lanes(lanes, plan.in_features - i, dtype, to, first + i);

@@ -13,19 +13,18 @@ namespace {
 class WindingWeight {
  public:
   WindingWeight(const hyper_winding_plan& plan, const DenseSteps& dense, const uint32_t* codes, const float* centre,
-                const float* shell_side, const char* x, int dtype, int64_t tokens, char* y)
+                const float* shell_side, const char* x, int dtype, char* y)
       : plan_(plan), dense_(dense), layout_(plan), constants_(constants_of(plan, centre, shell_side)),
-        decode_(winding_panels()[constants_.near]), codes_(codes), x_(x), y_(y), dtype_(dtype), tokens_(tokens) {}
+        decode_(winding_panels()[constants_.near]), codes_(codes), x_(x), y_(y), dtype_(dtype) {}
 
   int64_t columns() const { return (plan_.in_features + kTile - 1) / kTile * kTile; }
-  int64_t row_blocks() const { return (plan_.out_features + kPanelRows - 1) / kPanelRows; }
+  int64_t rows() const { return (plan_.out_features + kTile - 1) / kTile * kTile; }
 
-  void load(int64_t token, float* values) const {
+  void load(int64_t token, float* values, uint16_t* rounded) const {
     dense_.load(x_, dtype_, token * plan_.in_features, plan_.in_features, values);
     std::fill(values + plan_.in_features, values + columns(), 0.0f);
+    dense_.round(values, columns(), rounded);
   }
-
-  void loaded(int64_t, float) const {}
 
   void decode(int64_t row_block, int64_t tile, int64_t tiles, uint16_t* weights) const {
     for (int v = 0; v < 2; ++v) {
@@ -39,10 +38,11 @@ class WindingWeight {
     }
   }
 
-  void finish(int64_t row_block, const float* sums) const {
-    const int64_t first = row_block * kPanelRows;
-    const int64_t rows = std::min<int64_t>(kPanelRows, plan_.out_features - first);
-    dense_.store(sums, tokens_, rows, dtype_, y_, first, plan_.out_features);
+  void finish(int64_t first, int64_t rows, int64_t tokens, const float* sums) const {
+    for (const int64_t end = first + rows; first < end; first += kPanelRows, sums += tokens * kPanelRows) {
+      const int64_t there = std::min<int64_t>(kPanelRows, plan_.out_features - first);
+      dense_.store(sums, tokens, there, dtype_, y_, first, plan_.out_features);
+    }
   }
 
  private:
@@ -55,7 +55,6 @@ class WindingWeight {
   const char* x_;
   char* y_;
   const int dtype_;
-  const int64_t tokens_;
 };
 
 }  // namespace
@@ -67,7 +66,7 @@ bool multiply_winding_dense(const hyper_winding_plan& plan, const uint32_t* code
   const int64_t size = dtype == HYPER_FLOAT32 ? 4 : 2;
   in_parts(plan.out_features, tokens, threads, [&](int64_t begin, int64_t count, int on_threads) {
     WindingWeight weight(plan, *steps, codes, centre, shell_side,
-                         static_cast<const char*>(x) + begin * plan.in_features * size, dtype, count,
+                         static_cast<const char*>(x) + begin * plan.in_features * size, dtype,
                          static_cast<char*>(y) + begin * plan.out_features * size);
     DenseProduct<Pairs, WindingWeight>(weight, *steps, count, on_threads).run(on_threads);
   });

@@ -84,7 +84,7 @@ def matmul_shift(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme)
     plan = _plan(scheme)
     rows = x.reshape(-1, scheme.in_features)
     codes, scale, out_scale = _stored(tensors)
-    way, accuracy = _way(len(rows), x.dtype, plan)
+    way, accuracy = _way(rows.shape[0], x.dtype, plan)  # `len` of a tensor takes a microsecond
     if way == "fused":
         y = _native.shift_matmul(plan, codes, scale, out_scale, rows, int8=accuracy == "int8")
     elif way == "dense":

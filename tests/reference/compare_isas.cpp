@@ -73,13 +73,15 @@ void compare_shift_coding(int rate, int effort) {
   });
 }
 
-void compare_shift_products(int rate) {
-  const int64_t rows = 48, columns = 16 * 17;
-  const Floats cosines = gaussian(17 * 17);
-  Floats signs_in(columns, 1.0f), signs_out(rows, -1.0f);
-  for (int64_t i = 0; i < columns; i += 3) signs_in[i] = -1.0f;
-  hyper_shift_plan plan{rows, columns, rate, 0x64B5D79F, -0.005f, 1 / 147.8f, 1, 16, 1, {17}, cosines.data(),
-                        signs_in.data(), signs_out.data()};
+// Columns are `factor` times a power of two.
+void compare_shift_products(int rate, int64_t columns, int factor) {
+  const int64_t rows = 48;
+  const Floats cosines = gaussian(factor * factor);
+  Floats scales_in(columns, 0.25f), signs_out(rows, -1.0f);
+  for (int64_t i = 0; i < columns; i += 3) scales_in[i] = -0.25f;
+  const Floats sum_weights = gaussian(factor);
+  hyper_shift_plan plan{rows, columns, rate, 0x64B5D79F, -0.005f, 1 / 147.8f, 1, 16, 1, {factor}, cosines.data(),
+                        scales_in.data(), signs_out.data(), sum_weights.data()};
   const Words codes = bits(rows / 16 * (columns / 16) * 8 * rate);
   const std::vector<uint16_t> scale(rows, 0x3C00), out_scale(rows, 0x3F80);  // ones
   for (int64_t tokens : {1, 3, 8}) {
@@ -128,7 +130,8 @@ int main(int count, char** arguments) {
   isa = arguments[1];
   for (int rate = 1; rate <= 8; ++rate) {
     compare_shift_coding(rate, 10);
-    compare_shift_products(rate);
+    compare_shift_products(rate, 16 * 17, 17);
+    compare_shift_products(rate, 512 * 9, 9);
   }
   compare_shift_coding(3, 16);
   compare_shift_coding(8, 16);

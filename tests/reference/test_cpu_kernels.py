@@ -64,9 +64,27 @@ def test_matmul_of_a_real_width(isa: str) -> None:
     check(TensorScheme("shift", 4.0, 576, 576), (1, 4, 40), DTYPES)
 
 
-@pytest.mark.parametrize(("columns", "blocks"), [(576, 4), (16 * 1031, 1), (16 * 63 * 13, 1), (16 * 101, 1)])
+AWKWARD = [(576, 4), (16 * 1031, 1), (16 * 63 * 13, 1), (16 * 101, 1), *((32 * odd, 1) for odd in (3, 5, 7, 9, 15))]
+
+
+@pytest.mark.parametrize(("columns", "blocks"), AWKWARD)
 def test_rotations_of_awkward_widths(columns: int, blocks: int, isa: str) -> None:
     check(TensorScheme("shift", 2.0, 48, columns, input_blocks=blocks), (1, 20), [torch.float32])
+
+
+def test_plan_is_made_wherever_tensors_are_made() -> None:
+    """`from_pretrained` builds models inside such a region."""
+    with torch.device("meta"):
+        plan = cpu._plan.__wrapped__(TensorScheme("shift", 4.0, 64, 576))
+    assert plan.padded_in == 576
+
+
+@pytest.mark.parametrize(("columns", "blocks"), [*AWKWARD, (1, 1), (64, 1), (500, 1), (4096, 2)])
+def test_sums_of_rotated_activations(columns: int, blocks: int) -> None:
+    plan = cpu._plan(TensorScheme("shift", 2.0, 16, columns, input_blocks=blocks))
+    for dtype in DTYPES:
+        rotated, sums = _native.shift_rotate(plan, torch.randn(3, columns).to(dtype), torch.float32)
+        torch.testing.assert_close(sums, rotated.double().sum(1).float(), rtol=0, atol=1e-6 * columns**0.5 * 4)
 
 
 needs_dense = pytest.mark.skipif(
@@ -92,22 +110,40 @@ def to_bytes(rotated: Tensor) -> Tensor:
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (172, 64), (130, 272), (48, 16 * 51), (80, 512)])
 def test_dense_product(rows: int, columns: int, bits: int, int8: bool) -> None:
-    scheme = TensorScheme("shift", float(bits), rows, columns)
+    check_dense(TensorScheme("shift", float(bits), rows, columns), (1, 3, 7, 40, 517), int8)
+
+
+@needs_dense
+@pytest.mark.parametrize("columns", [32, 576, 640, 768, 896, 960, 16 * 81, 2048, 4096])
+def test_dense_product_of_other_widths(columns: int) -> None:
+    check_dense(TensorScheme("shift", 4.0, 400, columns), (5, 40), int8=False)
+
+
+@needs_dense
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("rows", [96, 192, 500])
+def test_dense_product_of_larger_output_blocks(rows: int, bits: int, int8: bool) -> None:
+    check_dense(TensorScheme("shift", float(bits), rows, 272), (5, 40), int8)
+
+
+def check_dense(scheme: TensorScheme, counts: tuple[int, ...], int8: bool) -> None:
+    """Against the same roundings, and sums in another order."""
     tensors = random_tensors(scheme)
     plan = cpu._plan(scheme)
     sums = torch.empty(scheme.padded_out, scheme.padded_in, dtype=torch.float32 if int8 else torch.bfloat16)
     _native.shift_decode_rows(plan, tensors["codes"], 0, scheme.padded_out // TILE, sums)
     if int8:  # quarters of byte sums, halves up, which are too large by an eighth on average
         sums = 4 * ((sums + 512).div(4, rounding_mode="floor") - 0.125) - 510
-    for tokens in (1, 3, 7, 40, 517):
-        x = torch.randn(tokens, columns)
+    for tokens in counts:
+        x = torch.randn(tokens, scheme.in_features)
         rotated, totals = _native.shift_rotate(plan, x, torch.float32 if int8 else torch.bfloat16)
         if int8:
             rotated = to_bytes(rotated)
             totals = rotated.sum(1)
-        wanted = torch.empty(tokens, rows)
-        size = x.norm() * rows**0.5  # of a product with weights of deviation 1
-        product = linear(rotated.double(), sums.double()).float()  # the same roundings, sums in another order
+        wanted = torch.empty(tokens, scheme.out_features)
+        size = x.norm() * scheme.out_features**0.5  # of a product with weights of deviation 1
+        product = linear(rotated.double(), sums.double()).float()
         _native.shift_finish(plan, product, 0, totals, tensors["scale"], tensors["out_scale"], wanted)
         for threads in (1, 3):
             got = _native.shift_matmul_dense(plan, *tensors.values(), x, int8=int8, threads=threads)
@@ -136,20 +172,21 @@ def test_dense_product_in_int8_of_tokens_that_are_zero_tiny_or_not_finite(column
 
 
 @needs_dense
+@pytest.mark.parametrize("columns", [272, 1200])
 @pytest.mark.parametrize("rows", [48, 1600])
 @pytest.mark.parametrize("tokens", [1, 40, 200, 515, 1030])
-def test_dense_result_does_not_depend_on_threads(rows: int, tokens: int) -> None:
+def test_dense_result_does_not_depend_on_threads(rows: int, columns: int, tokens: int) -> None:
     """Threads share the rows, or the tokens where rows are few; a last part of a few tokens would add up otherwise."""
-    scheme = TensorScheme("shift", 4.0, rows, 272)
+    scheme = TensorScheme("shift", 4.0, rows, columns)
     tensors = random_tensors(scheme)
     plan = cpu._plan(scheme)
-    x = torch.randn(tokens, 272).bfloat16()
+    x = torch.randn(tokens, columns).bfloat16()
     for int8 in (False, True):
-        alone, two, several = (
-            _native.shift_matmul_dense(plan, *tensors.values(), x, int8=int8, threads=threads) for threads in (1, 2, 3)
+        alone, *shared = (
+            _native.shift_matmul_dense(plan, *tensors.values(), x, int8=int8, threads=threads)
+            for threads in (1, 2, 3, 7)
         )
-        assert torch.equal(alone, two)
-        assert torch.equal(alone, several)
+        assert all(torch.equal(alone, other) for other in shared)
 
 
 @needs_dense
