@@ -103,7 +103,7 @@ def rates(model: torch.nn.Module) -> tuple[list[float], float]:
     return bits, sum(rate * size for rate, size in zip(bits, weights, strict=True)) / sum(weights)
 
 
-@pytest.mark.parametrize("bits", [2.5, 3])
+@pytest.mark.parametrize("bits", [2.5, pytest.param(3, marks=pytest.mark.slow)])
 def test_bits_go_where_the_loss_feels_them(bits: float, folder: Path, tmp_path: Path) -> None:
     original = AutoModelForCausalLM.from_pretrained(folder)
     losses = {}
@@ -128,6 +128,7 @@ def test_bits_go_where_the_loss_feels_them(bits: float, folder: Path, tmp_path: 
     assert torch.equal(reloaded(ids).logits, model(ids).logits)
 
 
+@pytest.mark.slow
 def test_expected_losses_foretell_those_of_single_tensors(folder: Path) -> None:
     original = AutoModelForCausalLM.from_pretrained(folder)
     names = ["0.mlp.down_proj", "1.self_attn.q_proj", "2.self_attn.v_proj", "3.mlp.gate_proj"]
@@ -171,6 +172,7 @@ def test_rates_follow_the_loss_unless_told_otherwise(folder: Path) -> None:
     assert set(bits[2]) == {3, 4}
 
 
+@pytest.mark.slow
 def test_the_model_writes_its_own_text(folder: Path) -> None:
     config = hf_hyper.HyperConfig(**{**CALIBRATED, "calibration": "self", "calibration_tokens": 1024})
     first, second = (AutoModelForCausalLM.from_pretrained(folder, quantization_config=config) for _ in range(2))
@@ -191,6 +193,7 @@ def test_command_line_and_report(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert "35 tensors" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calibrated: torch.nn.Module
 ) -> None:

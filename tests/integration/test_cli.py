@@ -82,11 +82,10 @@ def test_info_says_how_to_get_plots(compressed: Path, capsys: pytest.CaptureFixt
     assert "pip install matplotlib" in capsys.readouterr().err
 
 
-def test_eval_measures_and_compares(compressed: Path, stories: Path, tmp_path: Path):
-    finished = hf_hyper(
-        "eval", compressed, "--reference", stories, "--seq-len", 128, "--sequences", 2, "--json", tmp_path / "eval.json"
-    )
-    assert "perplexity" in finished.stdout
+def test_eval_measures_and_compares(compressed: Path, stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    options = ["--reference", str(stories), "--seq-len", "128", "--sequences", "2"]
+    assert main(["eval", str(compressed), *options, "--json", str(tmp_path / "eval.json")]) == 0
+    assert "perplexity" in capsys.readouterr().out
     values = json.loads((tmp_path / "eval.json").read_text())
     assert values["tokens"] == 2 * 127
     assert values["seq_len"] == 128
@@ -165,6 +164,7 @@ def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["**/*.safetensors", ".out.partial-*", ".out.partial-*/*.safetensors"])
 def test_killed_run_leaves_no_destination_and_resumes(moment: str, compressed: Path, stories: Path, tmp_path: Path):
     run = command(*COMPRESS, "--resume", stories, tmp_path / "out")
@@ -180,6 +180,7 @@ def test_killed_run_leaves_no_destination_and_resumes(moment: str, compressed: P
     assert not (tmp_path / ".out.resume").exists()
 
 
+@pytest.mark.slow
 def test_interrupt_exits_with_130(stories: Path, tmp_path: Path):
     run = command("compress", "--effort", "best", "--resume", stories, tmp_path / "out")
     # Children of a shell's background job are born deaf to interrupts.
@@ -220,6 +221,7 @@ assert all(torch.equal(here[name], there[name]) for name in here)
     assert set(repository.files) >= {"config.json", "hyper_report.json", "model.safetensors", "tokenizer.json"}
 
 
+@pytest.mark.slow
 def test_unknown_repository_is_one_paragraph(tmp_path: Path):
     with FakeHub() as hub:
         finished = subprocess.run(

@@ -149,7 +149,9 @@ def test_in_memory_gives_the_same_bits(make: Callable[[], PreTrainedModel], tmp_
     assert torch.equal(logits(hf_hyper.compress_model(model, config)), logits(loaded))
 
 
-@pytest.mark.parametrize("kind", ["qwen", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize(
+    "kind", ["qwen", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("mixtral", "gpt_oss"))]
+)
 def test_experts_alone_stop_loaders_without_the_package(kind: str, tmp_path: Path) -> None:
     model = sized(ZOO[kind]())
     config = hf_hyper.HyperConfig(bits=4, effort="fast", modules_to_not_convert=EXPERTS_ONLY)
@@ -188,6 +190,7 @@ def test_one_bank_alone_saves_and_loads(tmp_path: Path) -> None:
     assert torch.equal(logits(again.eval()), logits(model))
 
 
+@pytest.mark.slow
 def test_winding_within_a_bound(tmp_path: Path) -> None:
     model = sized(mixtral())
     model.save_pretrained(tmp_path)
@@ -305,6 +308,7 @@ def test_no_conversion_of_transformers_touches_the_names() -> None:
             assert name.endswith(f".experts.{bank}.codes"), kind
 
 
+@pytest.mark.slow
 def test_calibration_lowers_the_damage(stories: Path) -> None:
     """Experts of stories260K, calibrated on text that it writes and judged on other text that it writes."""
     original = upcycled(stories)

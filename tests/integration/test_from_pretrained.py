@@ -90,6 +90,7 @@ def test_file_holds_codes_and_the_sentinel(compressed: Path) -> None:
     assert [name for name in names if name.endswith("_proj.weight")] == ["model.layers.0.self_attn.q_proj.weight"]
 
 
+@pytest.mark.slow
 def test_folder_without_the_package_fails_loudly(compressed: Path) -> None:
     program = f"from transformers import AutoModelForCausalLM as A; A.from_pretrained({str(compressed)!r})"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

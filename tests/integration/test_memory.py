@@ -64,6 +64,7 @@ def save(folder: Path, layers: int) -> None:
     ).save_pretrained(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.skipif(_native.load() is None, reason="the torch reference decodes whole weights")
 def test_loaded_model_is_as_large_as_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

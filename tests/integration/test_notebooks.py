@@ -14,6 +14,7 @@ def test_there_are_four() -> None:
     assert [path.stem for path in NOTEBOOKS] == ["1_orbits", "2_reproduction", "3_pnas", "4_moores_law"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HYPER_NOTEBOOKS", "small")

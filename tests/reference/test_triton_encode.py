@@ -31,7 +31,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device("cuda" if request.param == "cuda" else "cpu")
 
 
-@pytest.mark.parametrize("bits", [4, 6])
+@pytest.mark.parametrize("bits", [4, pytest.param(6, marks=pytest.mark.slow)])
 def test_same_bytes_as_the_compiled_core(bits: int, device: torch.device) -> None:
     tiles = tiles_with_outliers(1)
     got = encode_tiles_reference(tiles.to(device), bits, 16, MULTIPLIER, full_search).cpu()

@@ -85,6 +85,7 @@ def test_product_of_decoded_panels(dtype: torch.dtype, device: torch.device, mon
     assert_as_accurate_as(linear(x.double(), weight), linear(x, weight.to(dtype)), got, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_product_with_the_weight_in_its_own_basis(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     scheme = TensorScheme("shift", 3, 300, 112)
     weight, tensors = stored(scheme, device)

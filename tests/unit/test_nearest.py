@@ -75,6 +75,7 @@ def test_native_search_depends_on_neither_isa_nor_threads(isa: str, threads: int
         _native.set_isa("auto")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(_native.load() is None, reason="no compiled core")
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory in KiB is Linux's")
 def test_native_search_stays_bounded_for_nodes_on_a_circle():
