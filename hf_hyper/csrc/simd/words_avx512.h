@@ -72,10 +72,12 @@ struct WordsAvx512 {
     }
   }
   // The double shift of 16-bit halves is shift, merge and mask in one, but Zen 4 runs it on the two units that multiply:
-  // it pays where few windows of a word cross its border.
+  // it pays where few windows of a word cross its border, or for some of them.
   template <int kShift, int kBits>
   static Vec across(Vec before, Vec high) {
-    if constexpr (kBits >= 4) return _mm512_maskz_shrdi_epi16(0x55555555, high, before, kShift);
+    if constexpr (kBits >= 4 || (kBits == 3 && kShift < 8)) {
+      return _mm512_maskz_shrdi_epi16(0x55555555, high, before, kShift);
+    }
     const Vec joined = _mm512_or_si512(_mm512_slli_epi32(before, 16), high);
     return low_half(_mm512_srli_epi32(joined, kShift));
   }
