@@ -57,7 +57,10 @@ struct PanelGrid {
 // Space that is kept from call to call: fresh pages would cost more than decoding.
 template <class T>
 T* at_least(AlignedVector<T>& kept, int64_t size) {
-  if (static_cast<int64_t>(kept.size()) < size) kept.resize(static_cast<size_t>(size));
+  if (static_cast<int64_t>(kept.size()) < size) {
+    kept.clear();  // what it held is not wanted
+    kept.resize(static_cast<size_t>(size));
+  }
   return kept.data();
 }
 
@@ -72,11 +75,11 @@ class Pairs {
   explicit Pairs(const DenseSteps& steps) : steps_(steps) {}
   void resize(int64_t) {}
 
+  // values, row [columns of the weight]: space
   template <class Weight>
-  void load(Weight& weight, const PanelGrid& grid, int64_t token, float* values, uint16_t* activations) {
+  void load(Weight& weight, const PanelGrid& grid, int64_t token, float* values, uint16_t* row,
+            uint16_t* activations) {
     if (grid.panels == 1) return weight.load(token, values, activations + token * grid.width);
-    static thread_local AlignedVector<uint16_t> kept;
-    uint16_t* row = at_least(kept, grid.tiles * kTile);
     weight.load(token, values, row);
     for (int64_t panel = 0; panel < grid.panels; ++panel) {
       const int64_t from = grid.first_column(panel), columns = grid.first_column(panel + 1) - from;
@@ -108,7 +111,7 @@ class Bytes {
   }
 
   template <class Weight>
-  void load(Weight& weight, const PanelGrid& grid, int64_t token, float* values, int8_t* activations) {
+  void load(Weight& weight, const PanelGrid& grid, int64_t token, float* values, int8_t*, int8_t* activations) {
     weight.load(token, values);
     double sum = 0;
     for (int64_t panel = 0; panel < grid.panels; ++panel) {
@@ -181,12 +184,15 @@ class DenseProduct {
     }
   }
 
+  // Allocates before it takes tokens: an exception after that would leave the others waiting for them.
   void load_tokens() {
     static thread_local AlignedVector<float> kept;
+    static thread_local AlignedVector<typename Form::Activation> kept_row;
     float* values = at_least(kept, weight_.columns());
+    typename Form::Activation* row = at_least(kept_row, weight_.columns());
     int64_t begin, end;
     while (to_load_.take(&begin, &end)) {
-      for (int64_t token = begin; token < end; ++token) form_.load(weight_, grid_, token, values, activations_);
+      for (int64_t token = begin; token < end; ++token) form_.load(weight_, grid_, token, values, row, activations_);
       loaded_.fetch_add(end - begin, std::memory_order_release);
     }
   }

@@ -322,14 +322,14 @@ inline void unmix_axis(float* x, int64_t count, int64_t size, int64_t inner, con
 
 inline int64_t padded_to_tiles(int64_t size) { return (size + kTile - 1) / kTile * kTile; }
 
-// x [count] times signs -> the first stages of the transform, for runs of `run`; x may be `out`.
+// x [count] times scales -> the first stages of the transform, for runs of `run`; x may be `out`.
 template <class Value>
-inline void signed_hadamard(const Value* x, const float* signs, int64_t count, int64_t run, float* out) {
+inline void scaled_hadamard(const Value* x, const float* scales, int64_t count, int64_t run, float* out) {
   short_hadamard(
       count, run,
       [=](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA {
         Float16Lanes factors;
-        load16(factors, signs + i);
+        load16(factors, scales + i);
         load16(lanes, x + i);
         lanes *= factors;
       },
@@ -342,11 +342,11 @@ inline void rotate(const hyper_shift_plan& plan, const void* x, int dtype, float
   const int64_t padded = padded_to_tiles(plan.in_features), width = padded / plan.input_blocks;
   const int64_t power = width & -width, run = power < 128 ? power : 128;
   if (dtype == HYPER_BFLOAT16 && padded == plan.in_features) {
-    signed_hadamard(static_cast<const uint16_t*>(x), plan.scales_in, padded, run, values);
+    scaled_hadamard(static_cast<const uint16_t*>(x), plan.scales_in, padded, run, values);
   } else {
     load_as_float(x, dtype, 0, plan.in_features, values);
     for (int64_t i = plan.in_features; i < padded; ++i) values[i] = 0.0f;
-    signed_hadamard(static_cast<const float*>(values), plan.scales_in, padded, run, values);
+    scaled_hadamard(static_cast<const float*>(values), plan.scales_in, padded, run, values);
   }
   if (plan.num_factors == 0) {
     return run < power ? widen_hadamard(values, padded, run, power, store) : hand_over(values, padded, store);
