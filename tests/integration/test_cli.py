@@ -197,6 +197,7 @@ def test_interrupt_exits_with_130(stories: Path, tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_pushed_model_loads_from_the_hub(stories: Path, tmp_path: Path):
     script = f"""
 import sys, torch

@@ -153,6 +153,7 @@ def test_inputs_that_are_not_contiguous(device: torch.device) -> None:
     assert_as_accurate_as(linear(x.double(), weight), linear(x, weight.float()), got, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_products_repeat_bit_by_bit(device: torch.device) -> None:
     scheme = TensorScheme("shift", 4, 144, 1024)
     _, tensors = stored(scheme, device)
