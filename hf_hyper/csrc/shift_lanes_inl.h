@@ -46,7 +46,7 @@ struct LaneWords {
   HYPER_INLINE typename W::Vec state() const {
     constexpr int kLast = (I + 1) * K - 1, kWord = kLast / 32 + 1, kBelow = 31 - kLast % 32;
     if constexpr (kBelow < 16) {
-      return W::template within<kBelow>(word[kWord]);
+      return W::template within<kBelow, K>(word[kWord]);
     } else if constexpr (kBelow == 16) {
       return high[kWord];
     } else {

@@ -11,12 +11,12 @@ namespace {
 
 // Sums of one row of every lane, for T tokens: of float activations,
 template <class W, int T>
-struct ExactRow {
-  static constexpr int kRecord = record_words(false);
+struct FloatRow {
+  static constexpr int kRecord = record_words(kFloat);
   static constexpr int kChains = T == 1 ? 4 : T == 2 ? 2 : 1;  // enough independent sums to hide the latency of fma
   typename W::Float total[T][kChains];
 
-  HYPER_INLINE ExactRow() {
+  HYPER_INLINE FloatRow() {
     HYPER_UNROLL
     for (int m = 0; m < T; ++m) {
       HYPER_UNROLL
@@ -41,40 +41,68 @@ struct ExactRow {
   }
 };
 
-// and of int8 activations, tile by tile as integers.
+// of 16-bit activations, tile by tile as integers and two columns at a time,
 template <class W, int T>
-struct Int8Row {
-  static constexpr int kRecord = record_words(true);
+struct Int16Row {
+  static_assert(kTile * 3LL * kByteCentre * 32767 < INT32_MAX, "uncentred sums and what centres them fit");
+  static constexpr int kRecord = record_words(kInt16);
+  typename W::Vec first;  // hash of the first column of a pair
   typename W::Vec dot[T];
   typename W::Float total[T];
 
-  HYPER_INLINE Int8Row() {
+  HYPER_INLINE Int16Row() {
     HYPER_UNROLL
     for (int m = 0; m < T; ++m) total[m] = W::zero();
   }
   HYPER_INLINE void begin(const uint32_t* values) {
     HYPER_UNROLL
-    for (int m = 0; m < T; ++m) dot[m] = W::set1(values[m * kRecord + kTile + 1]);
+    for (int m = 0; m < T; ++m) dot[m] = W::set1(values[m * kRecord + kTile / 2 + 1]);
   }
   template <int C>
   HYPER_INLINE void add(typename W::Vec hash, const uint32_t* values) {
-    HYPER_UNROLL
-    for (int m = 0; m < T; ++m) dot[m] = W::dot(dot[m], hash, W::set1(values[m * kRecord + C]));
+    if constexpr (C % 2 == 0) {
+      first = hash;
+    } else {
+      const typename W::Vec sums = W::byte_sums(first, hash);
+      HYPER_UNROLL
+      for (int m = 0; m < T; ++m) dot[m] = W::dot_pair(dot[m], sums, values + m * kRecord + C / 2);
+    }
   }
   HYPER_INLINE void end(const uint32_t* values) {
     HYPER_UNROLL
     for (int m = 0; m < T; ++m) {
-      total[m] = W::fma(W::to_float(dot[m]), W::spread(values + m * kRecord + kTile), total[m]);
+      total[m] = W::fma(W::to_float(dot[m]), W::spread(values + m * kRecord + kTile / 2), total[m]);
     }
   }
   HYPER_INLINE typename W::Float sum(int m) const { return total[m]; }
 };
 
+// and of 8-bit ones, column by column.
+template <class W, int T>
+struct Int8Row {
+  static_assert(T == 1, "for more tokens 16 bits are as fast");
+  static constexpr int kRecord = record_words(kInt8);
+  typename W::Vec dot;
+  typename W::Float total = W::zero();
+
+  HYPER_INLINE void begin(const uint32_t* values) { dot = W::set1(values[kTile + 1]); }
+  template <int C>
+  HYPER_INLINE void add(typename W::Vec hash, const uint32_t* values) {
+    dot = W::dot(dot, hash, W::set1(values[C]));
+  }
+  HYPER_INLINE void end(const uint32_t* values) {
+    total = W::fma(W::to_float(dot), W::spread(values + kTile), total);
+  }
+  HYPER_INLINE typename W::Float sum(int) const { return total; }
+};
+
 template <int kFirst, class W, int K, class Row, int... C>
 HYPER_INLINE void multiply_row(const LaneWords<W, K>& words, typename W::Vec multiplier, const uint32_t* values, Row& row,
                                std::integer_sequence<int, C...>) {
+  // All states first: side by side with products of another row they keep more of the processor's units busy.
+  const typename W::Vec state[kTile] = {words.template state<kFirst + C>()...};
   row.begin(values);
-  (row.template add<C>(W::multiply(words.template state<kFirst + C>(), multiplier), values), ...);
+  (row.template add<C>(W::multiply(state[C], multiplier), values), ...);
   row.end(values);
 }
 
@@ -87,9 +115,12 @@ void multiply(const uint32_t* codes, int64_t next, int64_t in_tiles, const uint3
   for (int part = 0; part < L::kVectors; ++part) {
     Row<W, T> row[L::kRows];
     const uint32_t *tile = codes, *values = activations;
-    for (int64_t t = 0; t < in_tiles; ++t, tile += 8 * K, values += T * Row<W, T>::kRecord) {
+    LaneWords<W, K> ahead(tile, next, part);  // of the next tile, so that nothing waits for what sorts the words
+    for (int64_t t = 1; t <= in_tiles; ++t, values += T * Row<W, T>::kRecord) {
       if (part == 0) prefetch_codes<W, K>(tile, next);
-      const LaneWords<W, K> words(tile, next, part);
+      const LaneWords<W, K> words = ahead;
+      if (t < in_tiles) tile += 8 * K;
+      ahead = LaneWords<W, K>(tile, next, part);
       multiply_row<0>(words, factor, values, row[0], Columns());
       if constexpr (L::kRows == 2) multiply_row<kTile>(words, factor, values, row[1], Columns());
     }
@@ -144,53 +175,67 @@ void decode(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_t mult
   }
 }
 
-// Symmetric quantization of the 16 columns of a tile to -127..127: one record.
-template <class W>
-void quantize_tile(const float* columns, uint32_t* record) {
+// Symmetric quantization of the 16 columns of a tile to -limit..limit -> what one unit stands for.
+inline float quantize_tile(const float* columns, float limit, int32_t* integers) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits
   uint32_t bits[kTile], largest = 0;  // magnitudes of floats are in the order of their bits
   std::memcpy(bits, columns, sizeof bits);
   for (int c = 0; c < kTile; ++c) largest = (bits[c] & 0x7fffffffu) > largest ? bits[c] & 0x7fffffffu : largest;
   float size;
   std::memcpy(&size, &largest, sizeof size);
-  const float inverse = size > 1e-30f ? 127.0f / size : 0.0f;
-  uint32_t total = 0;
+  const float inverse = size > 1e-33f ? limit / size : 0.0f;  // both units stay normal numbers
   for (int c = 0; c < kTile; ++c) {
     const float shifted = columns[c] * inverse + kRound;
-    int32_t q;
-    std::memcpy(&q, &shifted, sizeof q);
-    q -= 0x4B400000;
-    total += static_cast<uint32_t>(q);
-    record[c] = W::activation(q);
+    std::memcpy(integers + c, &shifted, sizeof shifted);
+    integers[c] -= 0x4B400000;
   }
-  const float unit = size / 127.0f;
-  std::memcpy(record + kTile, &unit, sizeof unit);
-  record[kTile + 1] = 0u - static_cast<uint32_t>(kByteCentre) * total;
+  return size / limit;
+}
+
+// One record of integers.
+template <class W>
+void arrange_integers(const float* columns, Activations kind, uint32_t* record) {
+  int32_t integers[kTile];
+  const float unit = quantize_tile(columns, kind == kInt16 ? 32767.0f : 127.0f, integers);
+  uint32_t total = 0;
+  for (int c = 0; c < kTile; ++c) total += static_cast<uint32_t>(integers[c]);
+  if (kind == kInt16) {
+    for (int c = 0; c < kTile; c += 2) {
+      *record++ = (static_cast<uint32_t>(integers[c]) & 65535) | static_cast<uint32_t>(integers[c + 1]) << 16;
+    }
+  } else {
+    for (int c = 0; c < kTile; ++c) *record++ = W::activation(integers[c]);
+  }
+  std::memcpy(record, &unit, sizeof unit);
+  record[1] = 0u - static_cast<uint32_t>(kByteCentre) * total;
 }
 
 template <class W>
-void arrange(const float* values, int64_t in_tiles, bool int8, int token, int tokens, uint32_t* activations) {
-  const int64_t record = record_words(int8);
+void arrange(const float* values, int64_t in_tiles, Activations kind, int token, int tokens, uint32_t* activations) {
+  const int64_t record = record_words(kind);
   for (int64_t t = 0; t < in_tiles; ++t) {
     uint32_t* to = activations + (t * tokens + token) * record;
-    if (int8) {
-      quantize_tile<W>(values + t * kTile, to);
-    } else {
+    if (kind == kFloat) {
       std::memcpy(to, values + t * kTile, kTile * sizeof(float));
+    } else {
+      arrange_integers<W>(values + t * kTile, kind, to);
     }
   }
 }
 
+template <class W, int K, template <class, int> class Row>
+constexpr void fill_forms(MultiplyStep (&forms)[4]) {
+  forms[0] = multiply<W, K, kTokenForms[0], Row>;
+  forms[1] = multiply<W, K, kTokenForms[1], Row>;
+  forms[2] = multiply<W, K, kTokenForms[2], Row>;
+  forms[3] = multiply<W, K, kTokenForms[3], Row>;
+}
+
 template <class W, int K>
 constexpr void fill_rate(MatmulSteps& steps) {
-  const MultiplyStep exact[4] = {multiply<W, K, 1, ExactRow>, multiply<W, K, 2, ExactRow>,
-                                 multiply<W, K, 4, ExactRow>, multiply<W, K, 8, ExactRow>};
-  const MultiplyStep int8[4] = {multiply<W, K, 1, Int8Row>, multiply<W, K, 2, Int8Row>, multiply<W, K, 4, Int8Row>,
-                                multiply<W, K, 8, Int8Row>};
-  for (int form = 0; form < 4; ++form) {
-    steps.exact[K - 1][form] = exact[form];
-    steps.int8[K - 1][form] = int8[form];
-  }
+  fill_forms<W, K, FloatRow>(steps.multiply[kFloat][K - 1]);
+  if constexpr (W::kPairs) fill_forms<W, K, Int16Row>(steps.multiply[kInt16][K - 1]);
+  steps.multiply[kInt8][K - 1][0] = multiply<W, K, 1, Int8Row>;
   steps.tiles[K - 1] = Lanes<W, K>::kTiles;
   steps.decode_float[K - 1] = decode<W, K, false>;
   steps.decode_bfloat16[K - 1] = decode<W, K, true>;
@@ -200,6 +245,7 @@ template <class W, int... K>
 constexpr MatmulSteps matmul_table(const char* name, std::integer_sequence<int, K...>) {
   MatmulSteps steps{};
   steps.name = name;
+  steps.int16 = W::kPairs;
   (fill_rate<W, K + 1>(steps), ...);
   steps.arrange = arrange<W>;
   steps.rotate_input = rotate_input;

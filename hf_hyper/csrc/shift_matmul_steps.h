@@ -6,8 +6,9 @@
 // the same columns in the next output tile beside it: MatmulSteps::tiles.
 //
 // ACTIVATIONS for `tokens` tokens: for every input tile and token a record of 32-bit words
-//   [16]  columns of the tile: float, or an integer as `dot` of the lanes wants it
-//   and for int8 also
+//   [16]  columns of the tile: float, or an integer of 8 bits as `dot` of the lanes wants it; or
+//   [8]   pairs of columns, integers of 16 bits, the first one in the lower half
+//   and for integers also
 //   [1]   float: what one unit of the integers stands for
 //   [1]   int32: -510 times the sum of the integers
 #pragma once
@@ -24,7 +25,12 @@ constexpr int kMaxTiles = 2;
 constexpr int kMaxTokens = 8;
 constexpr int kMaxOutputBlock = 128;
 
-constexpr int record_words(bool int8) { return int8 ? kTile + 2 : kTile; }
+// How activations are held after the rotation.
+enum Activations { kFloat, kInt16, kInt8 };
+
+constexpr int record_words(Activations kind) {
+  return kind == kFloat ? kTile : kind == kInt16 ? kTile / 2 + 2 : kTile + 2;
+}
 
 // Products of an output tile of `in_tiles` tiles, codes [in_tiles, 8 * bits], and of the one that begins `next` words later
 // where a vector holds two -> totals [tokens, 16 * tiles].
@@ -38,11 +44,13 @@ using DecodeStep = void (*)(const uint32_t* codes, int64_t next, int64_t in_tile
 struct MatmulSteps {
   const char* name;
   int tiles[8];  // output tiles of a step, by bits: 1 or 2
-  // Token counts with kernels, by index; a count between two of them uses the larger.
-  MultiplyStep exact[8][4], int8[8][4];
+  bool int16;  // whether there are products of kInt16
+  // By Activations, bits and token form (kTokenForms); of kInt8 for one token only.
+  MultiplyStep multiply[3][8][4];
   DecodeStep decode_float[8], decode_bfloat16[8];
   // values [in_tiles, 16] float -> activations of token `token` of `tokens`
-  void (*arrange)(const float* values, int64_t in_tiles, bool int8, int token, int tokens, uint32_t* activations);
+  void (*arrange)(const float* values, int64_t in_tiles, Activations kind, int token, int tokens,
+                  uint32_t* activations);
   // x [in_features] of HYPER_* dtype -> R_in S_in x, [padded_in] float, and its sum
   float (*rotate_input)(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated);
   // y [tokens, output_block] of block `block` in the rotated basis, tokens `stride` values apart -> its columns of
@@ -61,6 +69,7 @@ struct MatmulSteps {
   void (*to_bfloat16)(const float* from, int64_t count, uint16_t* to);
 };
 
+// Token counts with kernels; a count between two of them uses the larger.
 constexpr int kTokenForms[4] = {1, 2, 4, 8};
 
 // Index of the smallest form that holds `tokens`, 1..8.

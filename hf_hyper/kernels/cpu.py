@@ -1,10 +1,11 @@
 """CPU implementations on the compiled core.
 
-Three ways to multiply. Few tokens, `fused`: straight from the stored codes in float32 or int8, decoding every weight
-once per 8 tokens. More, `dense`: every tile is decoded once into the cache and multiplied as bfloat16, for bfloat16
-activations, or as int8, where the processor has dot products of both. Otherwise `panels`: the weight is decoded panel
-by panel to row-major integers, which torch multiplies with the rotated activations; memory beyond the stored tensors
-stays below `PANEL_WEIGHTS` numbers plus the activations.
+Three ways to multiply. Few tokens, `fused`: straight from the stored codes, decoding every weight once per 8 tokens;
+float32 activations stay so, those of 16-bit dtypes become integers of 16 bits where the processor has fast products of
+these, and `int8` makes those of a single token 8 bits. More, `dense`: every tile is decoded once into the cache and
+multiplied as bfloat16, for bfloat16 activations, or as int8, where the processor has dot products of both. Otherwise
+`panels`: the weight is decoded panel by panel to row-major integers, which torch multiplies with the rotated
+activations; memory beyond the stored tensors stays below `PANEL_WEIGHTS` numbers plus the activations.
 
 Panels are in bfloat16 for bfloat16 activations and in float32 for the other dtypes: bfloat16 would throw away most of
 what float16 activations hold.
@@ -29,8 +30,9 @@ from hf_hyper.scheme import TILE, TensorScheme
 __all__ = ["activations", "decode_shift", "matmul_shift", "set_activations", "way"]
 
 ACTIVATIONS = ("exact", "int8")
-FUSED_TOKENS = {"dense": 2, "panels": 16}
-"""Most tokens for which the fused product is faster than each other way, exact or not: 4096 x 4096, 4 bits, Zen 4."""
+FUSED_TOKENS = {"exact": 4, "int8": 2, "panels": 16}
+"""Most tokens that the fused product takes: before the dense one, by accuracy, and before panels. Beyond them it is
+slower: 4096 x 4096, 4 bits, Zen 5."""
 INT8_DENSE_BITS = 4
 """Highest rate for which the dense product in int8 adds little to the error of the codes: 0.0001 beside 0.0046."""
 PANEL_WEIGHTS = 1 << 21
@@ -46,8 +48,9 @@ def set_activations(accuracy: str) -> None:
     """Choose how products hold rotated activations, for the rest of the process.
 
     Args:
-        accuracy: `exact` for float32, or bfloat16 where activations are; `int8` for 8 bits, for less time. The fused
-            product then has one scale per token and 16 columns, about 0.5 % of relative error; the dense one, up to
+        accuracy: `exact` for as many bits as activations have: float32 stays, 16-bit ones have an error of about 2e-5
+            in the fused product, to bfloat16 in the dense one. `int8` for 8 bits, for less time: the fused product of
+            one token then has one scale per 16 columns, about 0.5 % of relative error; the dense one, up to
             `INT8_DENSE_BITS`, one per token and up to 256 columns, and weights in 8 bits, about 1 %. It is not the
             default because these add 1 % and 2.5 % to the KL divergence of SmolLM2-135M at 4 bits, data-free, and would
             add a larger share to a calibrated model's. The environment variable `HF_HYPER_ACTIVATIONS` sets the choice
@@ -100,14 +103,15 @@ def way(tokens: int, dtype: torch.dtype, scheme: TensorScheme) -> tuple[str, str
 
 
 def _way(tokens: int, dtype: torch.dtype, plan: _native.ShiftPlan) -> tuple[str, str]:
-    if tokens <= FUSED_TOKENS["dense"]:
-        return "fused", activations()
+    accuracy = activations()
+    if tokens <= FUSED_TOKENS[accuracy]:
+        return "fused", accuracy if tokens == 1 else "exact"
     if tokens <= _native.dense_tokens():
-        if activations() == "int8" and _wide(plan) and plan.bits <= INT8_DENSE_BITS:
+        if accuracy == "int8" and _wide(plan) and plan.bits <= INT8_DENSE_BITS:
             return "dense", "int8"
-        if _narrow(dtype, plan):
+        if _narrow(dtype, plan) and tokens > FUSED_TOKENS["exact"]:
             return "dense", "exact"
-    return ("fused", activations()) if tokens <= FUSED_TOKENS["panels"] else ("panels", "exact")
+    return "fused" if tokens <= FUSED_TOKENS["panels"] else "panels", "exact"
 
 
 def _matmul_panels(x: Tensor, plan: _native.ShiftPlan, codes: Tensor, scale: Tensor, out_scale: Tensor) -> Tensor:

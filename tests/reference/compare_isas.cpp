@@ -36,6 +36,13 @@ Words bits(size_t count) {
   return words;
 }
 
+// Of a finite float16.
+float value(uint16_t half) {
+  const int exponent = half >> 10 & 31, fraction = half & 1023;
+  const float size = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+  return half >> 15 ? -size : size;
+}
+
 void require(int result, const char* what) {
   if (result == HYPER_OK) return;
   std::printf("%s: error %d\n", what, result);
@@ -86,7 +93,17 @@ void compare_shift_products(int rate, int64_t columns, int factor) {
   const std::vector<uint16_t> scale(rows, 0x3C00), out_scale(rows, 0x3F80);  // ones
   for (int64_t tokens : {1, 3, 8}) {
     const Floats x = gaussian(tokens * columns);
-    for (int int8 : {0, 1}) {
+    std::vector<uint16_t> narrow(tokens * columns);
+    for (uint16_t& half : narrow) half = (generator() & 0x8FFF) | 0x3000;  // 1/8 to 2, of both signs
+    // A product that rounding to 16 bits moves may be rounded to the next float16, as a few of a hundred are.
+    compare<Floats>("shift_matmul float16", rate, tokens * rows, 4e-4, [&](float* y) {
+      std::vector<uint16_t> product(tokens * rows);
+      const int result = hyper_shift_matmul(&plan, codes.data(), scale.data(), out_scale.data(), narrow.data(),
+                                            HYPER_FLOAT16, tokens, 0, 1, product.data());
+      for (size_t i = 0; i < product.size(); ++i) y[i] = value(product[i]);
+      return result;
+    });
+    for (int int8 = 0; int8 <= (tokens == 1); ++int8) {
       // A sum that lies between two integers may be rounded to either.
       compare<Floats>(int8 ? "shift_matmul int8" : "shift_matmul", rate, tokens * rows, int8 ? 1e-3 : 1e-5, [&](float* y) {
         return hyper_shift_matmul(&plan, codes.data(), scale.data(), out_scale.data(), x.data(), HYPER_FLOAT32, tokens,

@@ -192,11 +192,11 @@ def test_dense_result_does_not_depend_on_threads(rows: int, columns: int, tokens
 @needs_dense
 def test_dense_product_is_taken_for_bfloat16() -> None:
     scheme = TensorScheme("shift", 4.0, 64, 576)
-    for tokens, way in ((1, "fused"), (2, "fused"), (3, "dense"), (64, "dense")):
+    for tokens, way in ((1, "fused"), (4, "fused"), (5, "dense"), (64, "dense")):
         assert cpu.way(tokens, torch.bfloat16, scheme) == (way, "exact")
     assert cpu.way(16, torch.float32, scheme) == ("fused", "exact")
     assert cpu.way(17, torch.float32, scheme) == ("panels", "exact")
-    check(scheme, (3, 64, 600), [torch.bfloat16])
+    check(scheme, (5, 64, 600), [torch.bfloat16])
 
 
 @needs_dense
@@ -207,8 +207,9 @@ def test_dense_product_in_int8_is_taken_for_coarse_codes_of_wide_weights() -> No
     )
     for dtype in DTYPES:
         assert [cpu.way(tokens, dtype, wide) for tokens in (1, 3, 64)] == [("fused", "int8")] + [("dense", "int8")] * 2
+        assert cpu.way(2, dtype, wide) == ("fused", "exact")
         assert cpu.way(64, dtype, narrow) == ("panels", "exact")
-    assert cpu.way(64, torch.bfloat16, fine) == ("dense", "exact")
+    assert [cpu.way(tokens, torch.bfloat16, fine) for tokens in (4, 5)] == [("fused", "exact"), ("dense", "exact")]
     assert cpu.way(64, torch.float32, fine) == ("panels", "exact")
 
 
@@ -222,9 +223,44 @@ def test_int8_activations(tokens: int, bits: int, isa: str) -> None:
     wanted = linear(x.double(), codec.dequantize(tensors, scheme).double())
     cpu.set_activations("int8")
     got = ops.matmul(x, list(tensors.values()), scheme.key)
-    limit = INT8_DENSE_ERROR if cpu.way(tokens, x.dtype, scheme)[0] == "dense" else INT8_ERROR
+    if cpu.way(tokens, x.dtype, scheme)[0] == "dense":
+        limits = 1e-3, INT8_DENSE_ERROR
+    else:
+        limits = (1e-3, INT8_ERROR) if tokens == 1 else (0.0, 1e-6)  # float32 stays where tokens are several
     for i in range(tokens):
-        assert 1e-4 < relative_error(got[i], wanted[i]) < limit
+        assert limits[0] < relative_error(got[i], wanted[i]) < limits[1]
+
+
+@pytest.mark.parametrize("bits", [1, 4, 5, 8])
+@pytest.mark.parametrize("tokens", [1, 2, 4, 8, 11])
+def test_rounding_to_16_bits_loses_nothing_that_float16_holds(tokens: int, bits: int, isa: str) -> None:
+    scheme = TensorScheme("shift", float(bits), 1300, 576)
+    tensors = random_tensors(scheme)
+    x = torch.randn(tokens, 576).half()
+    x[:, :3] *= 30
+    wanted = linear(x.double(), codec.dequantize(tensors, scheme).double())
+    got = _native.shift_matmul(cpu._plan(scheme), *tensors.values(), x)
+    # 2e-5 beside the 2e-4 of the result in float16 is half a percent of it.
+    assert relative_error(got, wanted) < 1.03 * relative_error(wanted.half(), wanted)
+    for i in range(tokens if _native.matmul_isa() != "scalar" else 0):  # there floats, in an order by number of tokens
+        assert torch.equal(got[i : i + 1], _native.shift_matmul(cpu._plan(scheme), *tensors.values(), x[i : i + 1]))
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 9])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tokens_that_are_not_finite_stay_so_and_leave_others_alone(dtype: torch.dtype, tokens: int, isa: str) -> None:
+    scheme = TensorScheme("shift", 3.0, 64, 272)
+    tensors = random_tensors(scheme)
+    x = torch.randn(tokens, 272).to(dtype)
+    for int8 in (False, True):
+        clean = _native.shift_matmul(cpu._plan(scheme), *tensors.values(), x, int8=int8)
+        for value in (float("nan"), float("inf"), -float("inf")):
+            broken = x.clone()
+            broken[tokens // 2, 100] = value
+            got = _native.shift_matmul(cpu._plan(scheme), *tensors.values(), broken, int8=int8)
+            assert not got[tokens // 2].isfinite().any()
+            kept = torch.arange(tokens) != tokens // 2
+            assert torch.equal(got[kept], clean[kept])
 
 
 @pytest.mark.parametrize("tokens", [1, 20])
@@ -249,7 +285,10 @@ def test_float16_rounds_like_torch() -> None:
     for dtype in (torch.float16, torch.bfloat16):
         narrow = torch.cat([ops.matmul(part.to(dtype), tensors, scheme.key) for part in x.split(16)])
         wide = torch.cat([ops.matmul(part.to(dtype).float(), tensors, scheme.key) for part in x.split(16)])
-        assert torch.equal(narrow, wide.to(dtype))
+        # Activations of 16 bits move products in the last bits of float32, some of them over a border of rounding.
+        apart = (narrow.view(torch.int16).int() - wide.to(dtype).view(torch.int16).int()).abs()
+        assert apart.max() <= 1
+        assert apart.float().mean() < 0.002
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 5, 40])
@@ -267,10 +306,11 @@ def test_shapes_strides_and_inference_mode(tokens: int) -> None:
 
 @pytest.mark.parametrize("rows", [192, 576])
 @pytest.mark.parametrize("tokens", [1, 5, 40])
-def test_result_does_not_depend_on_threads(rows: int, tokens: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_result_does_not_depend_on_threads(rows: int, tokens: int, dtype: torch.dtype) -> None:
     scheme = TensorScheme("shift", 4.0, rows, 576)
     tensors = random_tensors(scheme)
-    x = torch.randn(tokens, 576)
+    x = torch.randn(tokens, 576).to(dtype)
     plan = cpu._plan(scheme)
     alone, several = (
         _native.shift_matmul(plan, tensors["codes"], tensors["scale"], tensors["out_scale"], x, threads=threads)

@@ -43,7 +43,7 @@ struct WordsAvx2 {
   }
 
   static Vec high(Vec word) { return _mm256_srli_epi32(word, 16); }
-  template <int kShift>
+  template <int kShift, int>
   static Vec within(Vec word) {
     return low_half(_mm256_srli_epi32(word, kShift));
   }
@@ -54,7 +54,7 @@ struct WordsAvx2 {
   static Vec multiply(Vec a, Vec b) { return _mm256_mullo_epi32(a, b); }
 
   static Vec centred_sum(Vec hash) {
-    return _mm256_sub_epi32(_mm256_madd_epi16(pair_sums(hash), _mm256_set1_epi16(1)), _mm256_set1_epi32(510));
+    return _mm256_sub_epi32(byte_sum(hash), _mm256_set1_epi32(510));
   }
   static Float to_float(Vec a) { return _mm256_cvtepi32_ps(a); }
   static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
@@ -66,6 +66,12 @@ struct WordsAvx2 {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pair_sums(hash), activation));
   }
 
+  static constexpr bool kPairs = true;
+  static Vec byte_sums(Vec a, Vec b) { return _mm256_or_si256(byte_sum(a), _mm256_slli_epi32(byte_sum(b), 16)); }
+  static Vec dot_pair(Vec acc, Vec sums, const uint32_t* activations) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(sums, set1(*activations)));
+  }
+
   static Vec pack_bfloat16(Float even, Float odd) {
     return _mm256_blend_epi16(_mm256_srli_epi32(rounded(even), 16), rounded(odd), 0xAA);
   }
@@ -74,6 +80,7 @@ struct WordsAvx2 {
  private:
   static Vec low_half(Vec a) { return _mm256_and_si256(a, set1(65535)); }
   static Vec pair_sums(Vec hash) { return _mm256_maddubs_epi16(hash, _mm256_set1_epi8(1)); }
+  static Vec byte_sum(Vec hash) { return _mm256_madd_epi16(pair_sums(hash), _mm256_set1_epi16(1)); }
   // Even lanes of two vectors, and odd ones.
   static void pick_halves(Vec a, Vec b, Vec* even, Vec* odd) {
     const Float x = _mm256_castsi256_ps(a), y = _mm256_castsi256_ps(b);

@@ -63,23 +63,18 @@ struct WordsAvx512 {
   }
 
   static Vec high(Vec word) { return _mm512_srli_epi32(word, 16); }
-  template <int kShift>
+  template <int kShift, int kBits>
   static Vec within(Vec word) {
-    if constexpr (kShift == 8) {
-      return _mm512_shuffle_epi8(word, _mm512_set4_epi32(-0x7f7ff1f3, -0x7f7ff5f7, -0x7f7ff9fb, -0x7f7ffdff));
-    } else {
-      return low_half(_mm512_srli_epi32(word, kShift));
-    }
+    return cut<kShift, kBits>(word);
   }
-  // The double shift of 16-bit halves is shift, merge and mask in one, but Zen 4 runs it on the two units that multiply:
-  // it pays where few windows of a word cross its border, or for some of them.
+  // The double shift of 16-bit halves is shift, merge and mask in one, but runs on the two units that multiply (Zen 4 and
+  // 5): it pays at rates where windows hardly share shifts, at 3 bits at two borders of three.
   template <int kShift, int kBits>
   static Vec across(Vec before, Vec high) {
-    if constexpr (kBits >= 4 || (kBits == 3 && kShift < 8)) {
+    if constexpr (kBits >= 5 || (kBits == 3 && kShift % 3 != 2)) {
       return _mm512_maskz_shrdi_epi16(0x55555555, high, before, kShift);
     }
-    const Vec joined = _mm512_or_si512(_mm512_slli_epi32(before, 16), high);
-    return low_half(_mm512_srli_epi32(joined, kShift));
+    return cut<kShift, kBits>(_mm512_or_si512(_mm512_slli_epi32(before, 16), high));
   }
   static Vec multiply(Vec a, Vec b) { return _mm512_mullo_epi32(a, b); }
 
@@ -93,12 +88,32 @@ struct WordsAvx512 {
   static uint32_t activation(int32_t q) { return (static_cast<uint32_t>(q) & 255) * 0x01010101u; }
   static Vec dot(Vec acc, Vec hash, Vec activation) { return _mm512_dpbusd_epi32(acc, hash, activation); }
 
+  static constexpr bool kPairs = true;
+  static Vec byte_sums(Vec a, Vec b) {
+    const Vec zero = _mm512_setzero_si512();
+    return _mm512_mask_dbsad_epu8(_mm512_dbsad_epu8(a, zero, 0), 0xAAAAAAAA, b, zero, 0);
+  }
+  static Vec dot_pair(Vec acc, Vec sums, const uint32_t* activations) {
+    return _mm512_dpwssd_epi32(acc, sums, set1(*activations));
+  }
+
   static Vec pack_bfloat16(Float even, Float odd) {
     return _mm512_mask_mov_epi16(_mm512_srli_epi32(rounded(even), 16), 0xAAAAAAAA, rounded(odd));
   }
   static Vec bits(Float a) { return _mm512_castps_si512(a); }
 
  private:
+  // The 16 bits that end kShift bits above the end of every word. Windows that are a byte apart, as some are where the rate
+  // divides 8, share a shift.
+  template <int kShift, int kBits>
+  static Vec cut(Vec word) {
+    if constexpr (kShift == 8 || (kShift > 8 && 8 % kBits == 0)) {
+      const Vec shifted = kShift == 8 ? word : _mm512_srli_epi32(word, kShift - 8);
+      return _mm512_shuffle_epi8(shifted, _mm512_set4_epi32(-0x7f7ff1f3, -0x7f7ff5f7, -0x7f7ff9fb, -0x7f7ffdff));
+    } else {
+      return low_half(kShift == 0 ? word : _mm512_srli_epi32(word, kShift));
+    }
+  }
   static Vec low_half(Vec a) { return _mm512_and_si512(a, _mm512_set1_epi32(65535)); }
   // Lanes first, first + step, ... of a sequence of vectors, modulo kModulo.
   template <int kFirst, int kStep, int kModulo>

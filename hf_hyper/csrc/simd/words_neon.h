@@ -49,7 +49,7 @@ struct WordsNeon {
   }
 
   static Vec high(Vec word) { return vshrq_n_u32(word, 16); }
-  template <int kShift>
+  template <int kShift, int>
   static Vec within(Vec word) {
     if constexpr (kShift == 0) return low_half(word);
     return low_half(vshrq_n_u32(word, kShift == 0 ? 1 : kShift));
@@ -68,12 +68,24 @@ struct WordsNeon {
   static uint32_t activation(int32_t q) { return static_cast<uint32_t>(q); }
   static Vec dot(Vec acc, Vec hash, Vec activation) { return vmlaq_u32(acc, byte_sum(hash), activation); }
 
+  static constexpr bool kPairs = true;
+  static Vec byte_sums(Vec a, Vec b) {  // the first sums of all lanes, then the second ones
+    return vreinterpretq_u32_u16(vpaddq_u16(pair_sums(a), pair_sums(b)));
+  }
+  static Vec dot_pair(Vec acc, Vec sums, const uint32_t* activations) {
+    const int16x4_t by = vreinterpret_s16_u32(vdup_n_u32(*activations));
+    const int16x8_t all = vreinterpretq_s16_u32(sums);
+    const int32x4_t first = vmlal_lane_s16(vreinterpretq_s32_u32(acc), vget_low_s16(all), by, 0);
+    return vreinterpretq_u32_s32(vmlal_high_lane_s16(first, all, by, 1));
+  }
+
   static Vec pack_bfloat16(Float even, Float odd) { return vsriq_n_u32(rounded(odd), rounded(even), 16); }
   static Vec bits(Float a) { return vreinterpretq_u32_f32(a); }
 
  private:
   static Vec low_half(Vec a) { return vandq_u32(a, set1(65535)); }
-  static Vec byte_sum(Vec hash) { return vpaddlq_u16(vpaddlq_u8(vreinterpretq_u8_u32(hash))); }
+  static uint16x8_t pair_sums(Vec hash) { return vpaddlq_u8(vreinterpretq_u8_u32(hash)); }
+  static Vec byte_sum(Vec hash) { return vpaddlq_u16(pair_sums(hash)); }
   static void transpose4(const Vec in[4], Vec out[4]) {
     const auto wide = [](Vec a) { return vreinterpretq_u64_u32(a); };
     const auto words = [](uint64x2_t a) { return vreinterpretq_u32_u64(a); };

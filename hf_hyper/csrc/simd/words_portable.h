@@ -41,13 +41,13 @@ struct WordsPortable {
 
   // Upper half of every word.
   static Vec high(Vec word) { return word >> 16; }
-  // The 16 bits that end kShift (0..15) bits above the end of every word.
-  template <int kShift>
+  // The 16 bits that end kShift (0..15) bits above the end of every word. kBits is the rate: windows are kBits apart.
+  template <int kShift, int>
   static Vec within(Vec word) {
     return low_half(word >> kShift);
   }
   // The 16 bits that end kShift (1..15) bits above the end of `high`, the upper half of a word; `before` is the word before
-  // it. kBits is the rate: windows of a word are kBits apart.
+  // it.
   template <int kShift, int>
   static Vec across(Vec before, Vec high) {
     return low_half((before << 16 | high) >> kShift);
@@ -66,6 +66,11 @@ struct WordsPortable {
   static uint32_t activation(int32_t q) { return static_cast<uint32_t>(q); }
   // acc + byte sum (not centred) * activation, as signed integers.
   static Vec dot(Vec acc, Vec hash, Vec activation) { return acc + byte_sum(hash) * activation; }
+
+  // Whether there are dot products of pairs of 16-bit numbers, as two more operations:
+  //   byte_sums(a, b)           byte sums of both, not centred, as the halves of `dot_pair` go
+  //   dot_pair(acc, sums, *ab)  acc + first sums * lower half of *ab + second sums * upper half, as signed integers
+  static constexpr bool kPairs = false;
 
   // Nearest bfloat16 of both, ties to even: `even` in the lower half of the lane, `odd` in the upper.
   static Vec pack_bfloat16(Float even, Float odd) { return rounded(even) >> 16 | (rounded(odd) & 0xffff0000u); }
