@@ -10,8 +10,6 @@
 namespace hyper {
 namespace {
 
-constexpr int kPrefetchBytes = 4096;
-
 // How the tiles of rate K lie in the lanes of W.
 template <class W, int K>
 struct Lanes {
@@ -55,15 +53,20 @@ struct LaneWords {
   }
 };
 
-// Asks for the codes that later tiles need: hardware prefetchers stop at the end of a page.
+// Asks for the codes of a tile, and of the one beside it: hardware prefetchers stop at the end of a page.
+template <class W, int K>
+HYPER_INLINE void prefetch_tile(const uint32_t* tile, int64_t next) {
+  HYPER_UNROLL
+  for (int i = 0; i < 8 * K; i += 16) {
+    __builtin_prefetch(tile + i, 0, 3);
+    if constexpr (Lanes<W, K>::kTiles == 2) __builtin_prefetch(tile + next + i, 0, 3);
+  }
+}
+
+// The same for the tile that follows in kPrefetchWords words.
 template <class W, int K>
 HYPER_INLINE void prefetch_codes(const uint32_t* tile, int64_t next) {
-  const char* from = reinterpret_cast<const char*>(tile) + kPrefetchBytes;
-  HYPER_UNROLL
-  for (int i = 0; i < 32 * K; i += 64) {
-    __builtin_prefetch(from + i, 0, 3);
-    if constexpr (Lanes<W, K>::kTiles == 2) __builtin_prefetch(from + next * 4 + i, 0, 3);
-  }
+  prefetch_tile<W, K>(tile + kPrefetchWords, next);
 }
 
 }  // namespace

@@ -56,7 +56,8 @@ class Chunk {
 
  private:
   void work() {
-    int64_t begin, end;
+    int64_t begin, end, strip, last;
+    bool more = take_strips(&strip, &last);  // their codes come while tokens are rotated
     while (to_rotate_.take(&begin, &end)) {
       rotate(static_cast<int>(begin));
       rotated_.fetch_add(1, std::memory_order_release);
@@ -64,9 +65,21 @@ class Chunk {
     for (int spin = 0; rotated_.load(std::memory_order_acquire) < wide_; ++spin) {
       if (spin > 10000) std::this_thread::yield();
     }
-    while (to_multiply_.take(&begin, &end)) {
-      for (int64_t strip = begin; strip < end; ++strip) multiply(strip * strip_tiles_);
+    for (; more; more = take_strips(&strip, &last)) {
+      for (; strip < last; ++strip) multiply(strip * strip_tiles_);
     }
+  }
+
+  // Some of the strips that are left, if any, and asks for the codes that the first begins with.
+  bool take_strips(int64_t* begin, int64_t* end) {
+    if (!to_multiply_.take(begin, end)) return false;
+    const int64_t words = std::min<int64_t>(kPrefetchWords, layout_.tile_words);
+    const int64_t tile = *begin * strip_tiles_, end_tile = std::min(tile + strip_tiles_, layout_.out_tiles);
+    for (const uint32_t* from = codes_ + tile * layout_.tile_words; from < codes_ + end_tile * layout_.tile_words;
+         from += layout_.tile_words) {
+      for (int64_t i = 0; i < words; i += 16) __builtin_prefetch(from + i, 0, 3);
+    }
+    return true;
   }
 
   void rotate(int token) {

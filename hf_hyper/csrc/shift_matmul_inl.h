@@ -112,12 +112,15 @@ void multiply(const uint32_t* codes, int64_t next, int64_t in_tiles, const uint3
   using L = Lanes<W, K>;
   using Columns = std::make_integer_sequence<int, kTile>;
   const typename W::Vec factor = W::set1(multiplier);
+  const uint32_t* end = codes + in_tiles * 8 * K;
+  const int64_t early = kPrefetchWords < end - codes ? kPrefetchWords : end - codes;
   for (int part = 0; part < L::kVectors; ++part) {
     Row<W, T> row[L::kRows];
     const uint32_t *tile = codes, *values = activations;
     LaneWords<W, K> ahead(tile, next, part);  // of the next tile, so that nothing waits for what sorts the words
     for (int64_t t = 1; t <= in_tiles; ++t, values += T * Row<W, T>::kRecord) {
-      if (part == 0) prefetch_codes<W, K>(tile, next);
+      // What follows the ends of two output tiles side by side are the beginnings of the next two.
+      if (part == 0) prefetch_tile<W, K>(tile + early + (L::kTiles == 2 && tile + early >= end ? next : 0), next);
       const LaneWords<W, K> words = ahead;
       if (t < in_tiles) tile += 8 * K;
       ahead = LaneWords<W, K>(tile, next, part);
