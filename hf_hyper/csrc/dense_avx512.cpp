@@ -59,13 +59,13 @@ void decode_shift(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_
   constexpr int kVector = kStepBytes / 2 / sizeof(Weight), kTileSteps = kTile * sizeof(Weight) / 4;
   const W::Vec factor = W::set1(multiplier);
   for (int64_t t = 0; t < in_tiles; ++t, codes += 8 * K, weights += kTileSteps * 2 * kVector) {
-    prefetch_codes<W, K>(codes, next);
+    prefetch_ahead<W, K>(codes, next);
     const LaneWords<W, K> words(codes, next, 0);
     decode_row<0>(words, factor, weights, Columns());
     if constexpr (K % 2 == 1) {
       decode_row<kTile>(words, factor, weights + kVector, Columns());
     } else {
-      prefetch_codes<W, K>(codes + next, 0);
+      prefetch_ahead<W, K>(codes + next, 0);
       const LaneWords<W, K> second(codes + next, 0, 0);
       decode_row<0>(second, factor, weights + kVector, Columns());
     }

@@ -86,9 +86,9 @@ typedef struct hyper_shift_plan {
 // y = x W^T straight from the stored tensors, for few tokens: every 8 tokens decode the weight once.
 //   codes [P/16, Q/16, 8 * bits] uint32, scale [P] float16, out_scale [out_features] bfloat16
 //   x     [tokens, in_features] of `dtype`, one of HYPER_FLOAT32, HYPER_BFLOAT16, HYPER_FLOAT16
-//   int8  nonzero: rotated activations of a single token are rounded to 8 bits per 16 columns; no effect on more. Otherwise
-//         those of 16-bit types may be rounded to 16 bits per token and 16 columns, about 2e-5 of error; float32 ones stay.
-//         Columns whose largest magnitude is below 1e-33 count as zeros wherever they are rounded.
+//   int8  nonzero: rotated activations of a single token are rounded to 8 bits per 16 columns; no effect on more.
+//         Otherwise those of 16-bit types may be rounded to 16 bits per token and 16 columns, about 2e-5 of error, and
+//         float32 ones stay. Where columns are rounded, they count as zeros if none is above 1e-33.
 //   y     [tokens, out_features] of `dtype`
 // Results depend on the instruction set, in the last bits, but not on `threads`.
 HYPER_API int hyper_shift_matmul(const hyper_shift_plan* plan, const uint32_t* codes, const uint16_t* scale,

@@ -53,7 +53,8 @@ struct LaneWords {
   }
 };
 
-// Asks for the codes of a tile, and of the one beside it: hardware prefetchers stop at the end of a page.
+// Asks for the codes of a tile, and of the one beside it where vectors hold two: hardware prefetchers stop at the end of a
+// page.
 template <class W, int K>
 HYPER_INLINE void prefetch_tile(const uint32_t* tile, int64_t next) {
   HYPER_UNROLL
@@ -63,10 +64,10 @@ HYPER_INLINE void prefetch_tile(const uint32_t* tile, int64_t next) {
   }
 }
 
-// The same for the tile that follows in kPrefetchWords words.
+// Asks for what follows a tile in kCodesAhead words.
 template <class W, int K>
-HYPER_INLINE void prefetch_codes(const uint32_t* tile, int64_t next) {
-  prefetch_tile<W, K>(tile + kPrefetchWords, next);
+HYPER_INLINE void prefetch_ahead(const uint32_t* tile, int64_t next) {
+  prefetch_tile<W, K>(tile + kCodesAhead, next);
 }
 
 }  // namespace

@@ -1,8 +1,9 @@
 // Fused product for few tokens: rotate, multiply straight from the stored codes, rotate back, in one job of the pool.
 //
 // Tokens go through in chunks of up to 8; a chunk decodes every weight once. The job has two phases. First the threads
-// take tokens, rotate them and arrange them. Then they take strips of output tiles; whoever finishes the last
-// tile of an output block rotates that block back and writes it.
+// take tokens, rotate them and arrange them; each already holds its first strips of output tiles, whose codes come
+// meanwhile. Then they multiply these and take more; whoever finishes the last tile of an output block rotates that block
+// back and writes it.
 #include "shift_matmul.h"
 
 #include <algorithm>
@@ -57,7 +58,7 @@ class Chunk {
  private:
   void work() {
     int64_t begin, end, strip, last;
-    bool more = take_strips(&strip, &last);  // their codes come while tokens are rotated
+    bool more = take_strips(&strip, &last);
     while (to_rotate_.take(&begin, &end)) {
       rotate(static_cast<int>(begin));
       rotated_.fetch_add(1, std::memory_order_release);
@@ -70,10 +71,10 @@ class Chunk {
     }
   }
 
-  // Some of the strips that are left, if any, and asks for the codes that the first begins with.
+  // Takes some of the strips that are left, false if none, and asks for the codes that the first of them begins with.
   bool take_strips(int64_t* begin, int64_t* end) {
     if (!to_multiply_.take(begin, end)) return false;
-    const int64_t words = std::min<int64_t>(kPrefetchWords, layout_.tile_words);
+    const int64_t words = std::min<int64_t>(kCodesAhead, layout_.tile_words);
     const int64_t tile = *begin * strip_tiles_, end_tile = std::min(tile + strip_tiles_, layout_.out_tiles);
     for (const uint32_t* from = codes_ + tile * layout_.tile_words; from < codes_ + end_tile * layout_.tile_words;
          from += layout_.tile_words) {
@@ -141,7 +142,7 @@ void multiply_shift(const hyper_shift_plan& plan, const uint32_t* codes, const u
                     void* y) {
   static thread_local Workspace space;
   const int64_t size = dtype == HYPER_FLOAT32 ? 4 : 2;
-  if (tokens > 1) int8 = false;  // no faster than the others, which are more accurate; there are no such steps
+  if (tokens > 1) int8 = false;  // the others are as fast and more accurate, and there are no such steps
   for (int64_t begin = 0; begin < tokens; begin += kMaxTokens) {
     const int count = static_cast<int>(std::min<int64_t>(kMaxTokens, tokens - begin));
     Chunk chunk(plan, codes, scale, out_scale, static_cast<const char*>(x) + begin * plan.in_features * size, dtype,

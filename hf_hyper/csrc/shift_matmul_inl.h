@@ -80,7 +80,7 @@ struct Int16Row {
 // and of 8-bit ones, column by column.
 template <class W, int T>
 struct Int8Row {
-  static_assert(T == 1, "for more tokens 16 bits are as fast");
+  static_assert(T == 1, "of a single token");
   static constexpr int kRecord = record_words(kInt8);
   typename W::Vec dot;
   typename W::Float total = W::zero();
@@ -112,14 +112,16 @@ void multiply(const uint32_t* codes, int64_t next, int64_t in_tiles, const uint3
   using L = Lanes<W, K>;
   using Columns = std::make_integer_sequence<int, kTile>;
   const typename W::Vec factor = W::set1(multiplier);
+  // Codes are asked for some tiles early. What follows two rows of tiles side by side are the next two, so the end of the
+  // first is followed by that of the second, one further on.
+  constexpr int kEarlyTiles = kCodesAhead / (8 * K);
+  const int64_t early = (L::kTiles == 2 && in_tiles < kEarlyTiles ? in_tiles : kEarlyTiles) * 8 * K;
   const uint32_t* end = codes + in_tiles * 8 * K;
-  const int64_t early = kPrefetchWords < end - codes ? kPrefetchWords : end - codes;
   for (int part = 0; part < L::kVectors; ++part) {
     Row<W, T> row[L::kRows];
     const uint32_t *tile = codes, *values = activations;
-    LaneWords<W, K> ahead(tile, next, part);  // of the next tile, so that nothing waits for what sorts the words
+    LaneWords<W, K> ahead(tile, next, part);  // of the next tile: nothing waits for their sorting
     for (int64_t t = 1; t <= in_tiles; ++t, values += T * Row<W, T>::kRecord) {
-      // What follows the ends of two output tiles side by side are the beginnings of the next two.
       if (part == 0) prefetch_tile<W, K>(tile + early + (L::kTiles == 2 && tile + early >= end ? next : 0), next);
       const LaneWords<W, K> words = ahead;
       if (t < in_tiles) tile += 8 * K;
@@ -166,7 +168,7 @@ void decode(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_t mult
   const typename W::Vec factor = W::set1(multiplier);
   for (int64_t t = 0; t < in_tiles; ++t) {
     const uint32_t* tile = codes + t * 8 * K;
-    prefetch_codes<W, K>(tile, next);
+    prefetch_ahead<W, K>(tile, next);
     for (int part = 0; part < L::kVectors; ++part) {
       const LaneWords<W, K> words(tile, next, part);
       char* row = static_cast<char*>(rows) + (part * W::kLanes * L::kRows * stride + t * kTile) * kBytes;

@@ -24,7 +24,7 @@ constexpr int kByteCentre = 510;  // half of the largest byte sum
 constexpr int kMaxTiles = 2;
 constexpr int kMaxTokens = 8;
 constexpr int kMaxOutputBlock = 128;
-constexpr int kPrefetchWords = 1024;  // codes are asked for so long before they are read
+constexpr int kCodesAhead = 1024;  // words between the codes that are asked for and those that are read, about
 
 // How activations are held after the rotation.
 enum Activations { kFloat, kInt16, kInt8 };

@@ -67,8 +67,8 @@ struct WordsAvx512 {
   static Vec within(Vec word) {
     return cut<kShift, kBits>(word);
   }
-  // The double shift of 16-bit halves is shift, merge and mask in one, but runs on the two units that multiply (Zen 4 and
-  // 5): it pays at rates where windows hardly share shifts, at 3 bits at two borders of three.
+  // The double shift of 16-bit halves is shift, merge and mask in one, but runs on the units that multiply (Zen 4 and 5):
+  // it pays at rates where windows do not share shifts, at 3 bits at two borders of three.
   template <int kShift, int kBits>
   static Vec across(Vec before, Vec high) {
     if constexpr (kBits >= 5 || (kBits == 3 && kShift % 3 != 2)) {
@@ -103,8 +103,8 @@ struct WordsAvx512 {
   static Vec bits(Float a) { return _mm512_castps_si512(a); }
 
  private:
-  // The 16 bits that end kShift bits above the end of every word. Windows that are a byte apart, as some are where the rate
-  // divides 8, share a shift.
+  // The 16 bits that end kShift bits above the end of every word. Whole bytes need no shift, and windows that are a byte
+  // apart, as some are where the rate divides 8, share one.
   template <int kShift, int kBits>
   static Vec cut(Vec word) {
     if constexpr (kShift == 8 || (kShift > 8 && 8 % kBits == 0)) {
