@@ -106,16 +106,17 @@ def products(rows: list[Row]) -> str:
     intro = (
         f"**Products.** Times as fast as `F.linear` with bfloat16 weights, `shift` at {_PRODUCT_BITS} bits, rotations "
         f"included: least and most of {len(shapes)} shapes of layers of SmolLM2-135M, Llama-3.2-1B and Llama-3.1-8B, "
-        f"medians, {chosen[0]['threads']} threads ({chosen[0]['device']}, {chosen[0]['isa']}). `int8` is "
-        "`HF_HYPER_ACTIVATIONS=int8`.\n\n    python -m hf_hyper.bench.matmul --json matmul.json"
+        f"medians, {chosen[0]['threads']} threads ({chosen[0]['device']}, {chosen[0]['isa']}). `exact` holds "
+        "activations of bfloat16 in 16 bits after their rotation, `int8` (`HF_HYPER_ACTIVATIONS=int8`) in 8 where that "
+        "is faster.\n\n    python -m hf_hyper.bench.matmul --json matmul.json"
     )
     counts = sorted({tokens for tokens, _ in found})
-    cells = [[str(tokens), *(_range(found[tokens, accuracy]) for accuracy in ("exact", "int8"))] for tokens in counts]
+    cells = [[str(tokens), *(_range(found.get((tokens, name))) for name in ("exact", "int8"))] for tokens in counts]
     return f"{intro}\n\n{table(['tokens', '`exact`, the default', '`int8`'], cells)}"
 
 
-def _range(values: list[float]) -> str:
-    return f"{min(values):.2f} to {max(values):.2f}"
+def _range(values: list[float] | None) -> str:
+    return "the same" if values is None else f"{min(values):.2f} to {max(values):.2f}"
 
 
 def _winding(rows: list[Row]) -> str:

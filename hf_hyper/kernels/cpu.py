@@ -30,9 +30,8 @@ from hf_hyper.scheme import TILE, TensorScheme
 __all__ = ["activations", "decode_shift", "matmul_shift", "set_activations", "way"]
 
 ACTIVATIONS = ("exact", "int8")
-FUSED_TOKENS = {"exact": 4, "int8": 2, "panels": 16}
-"""Most tokens that the fused product takes: before the dense one, by accuracy, and before panels. Beyond them it is
-slower: 4096 x 4096, 4 bits, Zen 5."""
+FUSED_TOKENS = {"dense": 4, "panels": 16}
+"""Most tokens for which the fused product is faster than each other way, exact or not: 4096 x 4096, 4 bits, Zen 5."""
 INT8_DENSE_BITS = 4
 """Highest rate for which the dense product in int8 adds little to the error of the codes: 0.0001 beside 0.0046."""
 PANEL_WEIGHTS = 1 << 21
@@ -103,13 +102,12 @@ def way(tokens: int, dtype: torch.dtype, scheme: TensorScheme) -> tuple[str, str
 
 
 def _way(tokens: int, dtype: torch.dtype, plan: _native.ShiftPlan) -> tuple[str, str]:
-    accuracy = activations()
-    if tokens <= FUSED_TOKENS[accuracy]:
-        return "fused", accuracy if tokens == 1 else "exact"
+    if tokens <= FUSED_TOKENS["dense"]:
+        return "fused", activations() if tokens == 1 else "exact"
     if tokens <= _native.dense_tokens():
-        if accuracy == "int8" and _wide(plan) and plan.bits <= INT8_DENSE_BITS:
+        if activations() == "int8" and _wide(plan) and plan.bits <= INT8_DENSE_BITS:
             return "dense", "int8"
-        if _narrow(dtype, plan) and tokens > FUSED_TOKENS["exact"]:
+        if _narrow(dtype, plan):
             return "dense", "exact"
     return "fused" if tokens <= FUSED_TOKENS["panels"] else "panels", "exact"
 

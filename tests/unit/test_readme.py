@@ -34,13 +34,17 @@ def test_products_are_ranges_over_shapes_by_tokens_and_accuracy() -> None:
         {**facts, "kernel": f"cpu.matmul_shift {accuracy}", "shape": [size, 8], "M": tokens, "ratio_median": ratio}
         for tokens, accuracy, size, ratio in (
             *((512, "exact", 8, 0.8), (512, "exact", 9, 0.99), (512, "int8", 8, 1.25), (512, "int8", 9, 1.9)),
-            *((1, "exact", 8, 2.0), (1, "int8", 9, 3.0)),
+            *((1, "exact", 8, 2.0), (1, "int8", 9, 3.0), (4, "exact", 8, 1.5)),
         )
     ]
     others = [{**rows[0], **change, "ratio_median": 9.0} for change in ({"bits": 2.0}, {"baseline": "torch int4"})]
     text = products([*rows, *others, {**rows[0], "kernel": "cpu.matmul_winding exact", "ratio_median": 9.0}])
     assert "2 shapes" in text
-    assert text.splitlines()[-2:] == ["| 1 | 2.00 to 2.00 | 3.00 to 3.00 |", "| 512 | 0.80 to 0.99 | 1.25 to 1.90 |"]
+    assert text.splitlines()[-3:] == [
+        "| 1 | 2.00 to 2.00 | 3.00 to 3.00 |",
+        "| 4 | 1.50 to 1.50 | the same |",
+        "| 512 | 0.80 to 0.99 | 1.25 to 1.90 |",
+    ]
 
 
 def test_first_shell_block_holds_the_two_commands() -> None:
