@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from hf_hyper.bench.markdown import table
-from hf_hyper.bench.readme_quality import domains, embeddings, quality
+from hf_hyper.bench.readme_quality import domains, embeddings, quality, thoroughness
 from hf_hyper.encoders import EFFORTS
 
 __all__ = ["efforts", "products", "section"]
 
 RESULTS = Path(__file__).parent / "results"
 
-_OPTIONAL = {"quality_domains": domains, "embeddings": embeddings}
+_OPTIONAL = {"quality_thoroughness": thoroughness, "quality_domains": domains, "embeddings": embeddings}
 """Results that may not have been measured."""
 
 _PRODUCT_BITS = 4

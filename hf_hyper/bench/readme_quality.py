@@ -9,7 +9,7 @@ from hf_hyper.bench.markdown import table
 from hf_hyper.bench.quality_methods import OURS
 from hf_hyper.bench.quality_report import label
 
-__all__ = ["domains", "embeddings", "quality"]
+__all__ = ["domains", "embeddings", "quality", "thoroughness"]
 
 Row = dict[str, Any]
 
@@ -83,6 +83,36 @@ def quality(rows: Sequence[Row], picture: str | None) -> str:
     names = "; ".join(_NAMES[method] for method in methods if method in _NAMES)
     parts.append(f"{names}. All that are calibrated see one text{about}.")
     return "\n\n".join(parts)
+
+
+def thoroughness(rows: Sequence[Row]) -> str:
+    """KL by effort and length of the calibration text.
+
+    Args:
+        rows: Of `bench.quality`, of one method on one text.
+    """
+    command = (
+        f"    python -m hf_hyper.bench.quality --model twin --text {rows[0]['text']} --json quality_thoroughness.json "
+        f"--resume --calibration {rows[0]['calibration']} --methods {rows[0]['method']}"
+    )
+    commands = [
+        f"{command} --bits {row['bits']:g} --effort {row['effort']} --calibration-tokens {row['calibration_tokens']}"
+        for row in rows
+    ]
+    cells = [
+        [
+            f"**{label(row)}**",
+            f"`{row['effort']}`",
+            str(row["calibration_tokens"]),
+            f"{row['bits_per_weight']:.2f}",
+            f"{row['kl_mean']:.3f}",
+            f"{row['ppl']:.2f}",
+        ]
+        for row in rows
+    ]
+    head = ["method", "effort", "tokens", "bits per weight", "KL", "perplexity"]
+    intro = "**More time, more text.** The same model by effort and by tokens of the same calibration text."
+    return "\n\n".join([intro, "\n".join(commands), table(head, cells)])
 
 
 def domains(rows: Sequence[Row]) -> str:
