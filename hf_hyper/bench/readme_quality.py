@@ -89,20 +89,21 @@ def thoroughness(rows: Sequence[Row]) -> str:
     """KL by effort and length of the calibration text.
 
     Args:
-        rows: Of `bench.quality`, of one method on one text.
+        rows: Of `bench.quality`, on one text and calibrated on parts of one.
     """
     command = (
         f"    python -m hf_hyper.bench.quality --model twin --text {rows[0]['text']} --json quality_thoroughness.json "
-        f"--resume --calibration {rows[0]['calibration']} --methods {rows[0]['method']}"
+        f"--resume --calibration {rows[0]['calibration']}"
     )
     commands = [
-        f"{command} --bits {row['bits']:g} --effort {row['effort']} --calibration-tokens {row['calibration_tokens']}"
+        f"{command} --methods {row['method']} --bits {row['bits']:g} --calibration-tokens {row['calibration_tokens']}"
+        + (f" --effort {row['effort']}" if "effort" in row else "")
         for row in rows
     ]
     cells = [
         [
-            f"**{label(row)}**",
-            f"`{row['effort']}`",
+            f"**{label(row)}**" if row["method"] in OURS else label(row),
+            f"`{row['effort']}`" if "effort" in row else "",
             str(row["calibration_tokens"]),
             f"{row['bits_per_weight']:.2f}",
             f"{row['kl_mean']:.3f}",
