@@ -47,13 +47,13 @@ def set_activations(accuracy: str) -> None:
     """Choose how products hold rotated activations, for the rest of the process.
 
     Args:
-        accuracy: `exact` for as many bits as activations have: float32 stays, 16-bit ones are rounded again, by about
-            2e-5 in the fused product and to bfloat16 in the dense one. `int8` for 8 bits, for less time: the fused
-            product of one token then has one scale per 16 columns, about 0.5 % of relative error; the dense one, up to
-            `INT8_DENSE_BITS`, one per token and up to 256 columns, and weights in 8 bits, about 1 %. It is not the
-            default because these add 1 % and 2.5 % to the KL divergence of SmolLM2-135M at 4 bits, data-free, and would
-            add a larger share to a calibrated model's. The environment variable `HF_HYPER_ACTIVATIONS` sets the choice
-            at the start.
+        accuracy: `exact` for as many bits as activations have: float32 stays; in the fused product 16-bit ones may be
+            rounded again, by about 2e-5, and for more tokens bfloat16 ones are, to bfloat16. `int8` for 8 bits, for
+            less time: the fused product of one token then has one scale per 16 columns, about 0.5 % of relative error;
+            the dense one, up to `INT8_DENSE_BITS`, one per token and up to 256 columns, and weights in 8 bits, about 1
+            %. It is not the default because these add 1 % and 2.5 % to the KL divergence of SmolLM2-135M at 4 bits,
+            data-free, and would add a larger share to a calibrated model's. The environment variable
+            `HF_HYPER_ACTIVATIONS` sets the choice at the start.
 
     Raises:
         ConfigError: The word is neither.

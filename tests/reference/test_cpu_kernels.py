@@ -276,8 +276,12 @@ def test_large_numbers_stay_finite_and_zeros_stay_zero(tokens: int, isa: str) ->
         assert torch.equal(zero, torch.zeros(tokens, 32))
 
 
-def test_float16_rounds_like_torch() -> None:
-    """A 1 x 1 weight carries any number through the conversions; torch rounds the float32 result the same way."""
+def test_float16_rounds_like_torch(isa: str) -> None:
+    """A 1 x 1 weight carries any number through the conversions; torch rounds the float32 result the same way.
+
+    Where activations keep 16 bits the result before rounding differs in the last bits of float32, and a few near a tie
+    are rounded to the neighbour.
+    """
     scheme = TensorScheme("shift", 4.0, 1, 1)
     tensors = list(random_tensors(scheme).values())
     x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
@@ -285,7 +289,8 @@ def test_float16_rounds_like_torch() -> None:
     for dtype in (torch.float16, torch.bfloat16):
         narrow = torch.cat([ops.matmul(part.to(dtype), tensors, scheme.key) for part in x.split(16)])
         wide = torch.cat([ops.matmul(part.to(dtype).float(), tensors, scheme.key) for part in x.split(16)])
-        # Activations of 16 bits move products in the last bits of float32, some of them over a border of rounding.
+        if _native.matmul_isa() == "scalar":
+            assert torch.equal(narrow, wide.to(dtype))
         apart = (narrow.view(torch.int16).int() - wide.to(dtype).view(torch.int16).int()).abs()
         assert apart.max() <= 1
         assert apart.float().mean() < 0.002
