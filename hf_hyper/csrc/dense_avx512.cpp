@@ -27,21 +27,21 @@ HYPER_INLINE __m512i byte_from(__m512i step, __m512i from, uint32_t wanted) {
 }
 
 // 16 columns of one row of every lane.
-template <int kFirst, int K, int... C>
+template <int K, int... C>
 HYPER_INLINE void decode_row(const LaneWords<W, K>& words, W::Vec multiplier, uint16_t* weights,
                              std::integer_sequence<int, C...>) {
-  const W::Float weight[kTile] = {W::to_float(W::centred_sum(W::multiply(words.template state<kFirst + C>(), multiplier)))...};
+  const W::Float weight[kTile] = {W::to_float(W::centred_sum(W::multiply(words.template state<C>(), multiplier)))...};
   HYPER_UNROLL
   for (int c = 0; c < kTile; c += 2) {
     _mm512_store_si512(weights + c / 2 * kStepValues, pairs(weight[c], weight[c + 1]));
   }
 }
 
-template <int kFirst, int K, int... C>
+template <int K, int... C>
 HYPER_INLINE void decode_row(const LaneWords<W, K>& words, W::Vec multiplier, uint8_t* weights,
                              std::integer_sequence<int, C...>) {
   const W::Vec sum[kTile] = {
-      _mm512_dpbusd_epi32(_mm512_set1_epi32(2), W::multiply(words.template state<kFirst + C>(), multiplier),
+      _mm512_dpbusd_epi32(_mm512_set1_epi32(2), W::multiply(words.template state<C>(), multiplier),
                           _mm512_set1_epi8(1))...};  // quarters in bits 2 to 9
   HYPER_UNROLL
   for (int c = 0; c < kTile; c += 4) {
@@ -59,16 +59,10 @@ void decode_shift(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_
   constexpr int kVector = kStepBytes / 2 / sizeof(Weight), kTileSteps = kTile * sizeof(Weight) / 4;
   const W::Vec factor = W::set1(multiplier);
   for (int64_t t = 0; t < in_tiles; ++t, codes += 8 * K, weights += kTileSteps * 2 * kVector) {
-    prefetch_ahead<W, K>(codes, next);
-    const LaneWords<W, K> words(codes, next, 0);
-    decode_row<0>(words, factor, weights, Columns());
-    if constexpr (K % 2 == 1) {
-      decode_row<kTile>(words, factor, weights + kVector, Columns());
-    } else {
-      prefetch_ahead<W, K>(codes + next, 0);
-      const LaneWords<W, K> second(codes + next, 0, 0);
-      decode_row<0>(second, factor, weights + kVector, Columns());
-    }
+    prefetch_ahead<K>(codes);
+    prefetch_ahead<K>(codes + next);
+    decode_row(LaneWords<W, K>(codes, 0), factor, weights, Columns());
+    decode_row(LaneWords<W, K>(codes + next, 0), factor, weights + kVector, Columns());
   }
 }
 
@@ -184,22 +178,12 @@ void multiply_bytes(const uint8_t* weights, const int8_t* activations, const Byt
 void finish_shift(const hyper_shift_plan& plan, int64_t first, int64_t count, const float* sums, int64_t tokens,
                   float offset, const float* totals, const float* units, const uint16_t* out_scale, int dtype,
                   void* out) {
-  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-  const bool odd = plan.bits % 2 == 1;
   float factors[kStripeRows];
   output_factors(plan, first, count, out_scale, factors);
   for (int64_t m = 0; m < tokens; ++m, sums += kPanelRows) {
     const float less = offset * totals[m];
     rotate_rows(plan, first, count, factors, dtype, out, m, [=](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA {
-      const float* from = sums + i / kPanelRows * tokens * kPanelRows;
-      const bool second = i % kPanelRows != 0;
-      if (odd) {
-        const __m512 rows = _mm512_permutex2var_ps(_mm512_loadu_ps(from), second ? high : low, _mm512_loadu_ps(from + 16));
-        std::memcpy(&lanes, &rows, sizeof lanes);
-      } else {
-        load16(lanes, from + i % kPanelRows);
-      }
+      load16(lanes, sums + i / kPanelRows * tokens * kPanelRows + i % kPanelRows);
       Float16Lanes unit;
       load16(unit, units + i);
       lanes = (lanes - less) * unit;

@@ -41,8 +41,8 @@ struct ByteScale {
 };
 
 struct DenseSteps {
-  // Centred byte sums of `in_tiles` tiles of an output tile and of the one that begins `next` words later, by bits. At even
-  // rates vector v holds the rows of tile v, at odd ones rows v, v + 2, ... of both.
+  // Centred byte sums of `in_tiles` tiles of an output tile and of the one that begins `next` words later, by bits: a
+  // vector for the rows of each.
   void (*decode_shift[8])(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_t multiplier,
                           uint16_t* weights);
   // The same in bytes: (sum + 2) / 4, rounded down.

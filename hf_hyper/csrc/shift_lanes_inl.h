@@ -13,27 +13,23 @@ namespace {
 // How the tiles of rate K lie in the lanes of W.
 template <class W, int K>
 struct Lanes {
-  static constexpr int kRows = K % 2 + 1;       // of a lane
-  static constexpr int kWords = K * kRows / 2;  // of a lane
-  static constexpr int kRing = kTile / kRows;   // lanes of a tile
+  static constexpr bool kHalves = K <= W::kHalvesUpTo;   // whether rows are read by halves of words
+  static constexpr int kRows = kHalves ? 1 : K % 2 + 1;  // of a lane
+  static constexpr int kWords = K * kRows / 2;           // of a lane
+  static constexpr int kRing = kTile / kRows;            // lanes of a tile
   static constexpr int kVectors = W::kLanes < kRing ? kRing / W::kLanes : 1;  // of a tile
-  static constexpr int kTiles = W::kLanes > kRing ? W::kLanes / kRing : 1;    // of a vector
 };
 
-// The words of the lanes of vector `part` of a tile, each preceded by the word before them.
-template <class W, int K>
+// What the windows of vector `part` of a tile are cut from: the words of every lane and the word before them,
+template <class W, int K, bool = Lanes<W, K>::kHalves>
 struct LaneWords {
   using L = Lanes<W, K>;
   typename W::Vec word[L::kWords + 1];
   typename W::Vec high[L::kWords + 1];  // upper half of the word
 
-  HYPER_INLINE LaneWords(const uint32_t* tile, int64_t next, int part) {
+  HYPER_INLINE LaneWords(const uint32_t* tile, int part) {
     const int first = part * W::kLanes * L::kWords;
-    if constexpr (L::kTiles == 2) {
-      W::template deinterleave<L::kWords>(tile, tile + next, word + 1);
-    } else {
-      W::template deinterleave<L::kWords>(tile + first, word + 1);
-    }
+    W::template deinterleave<L::kWords>(tile + first, word + 1);
     word[0] = W::template previous<L::kRing>(word[L::kWords], tile[(first > 0 ? first : 8 * K) - 1]);
     HYPER_UNROLL
     for (int i = 1; i <= L::kWords; ++i) high[i] = W::high(word[i]);
@@ -53,21 +49,26 @@ struct LaneWords {
   }
 };
 
-// Asks for the codes of a tile, and of the one beside it where vectors hold two: hardware prefetchers stop at the end of a
-// page.
+// or all pairs of halves that follow each other in a row: one of them holds every window whole.
 template <class W, int K>
-HYPER_INLINE void prefetch_tile(const uint32_t* tile, int64_t next) {
-  HYPER_UNROLL
-  for (int i = 0; i < 8 * K; i += 16) {
-    __builtin_prefetch(tile + i, 0, 3);
-    if constexpr (Lanes<W, K>::kTiles == 2) __builtin_prefetch(tile + next + i, 0, 3);
-  }
-}
+struct LaneWords<W, K, true> {
+  static_assert(W::kLanes == kTile, "one row in every lane");
+  typename W::Vec halves[K];  // halves i - 1 and i of the row
 
-// Asks for what follows a tile in kCodesAhead words.
-template <class W, int K>
-HYPER_INLINE void prefetch_ahead(const uint32_t* tile, int64_t next) {
-  prefetch_tile<W, K>(tile + kCodesAhead, next);
+  HYPER_INLINE LaneWords(const uint32_t* tile, int) { W::template adjacent_halves<K>(tile, halves); }
+
+  template <int I>
+  HYPER_INLINE typename W::Vec state() const {
+    constexpr int kLast = (I + 1) * K - 1;
+    return W::template within<15 - kLast % 16, K>(halves[kLast / 16]);
+  }
+};
+
+// Asks for what follows a tile in kCodesAhead words: hardware prefetchers stop at the end of a page.
+template <int K>
+HYPER_INLINE void prefetch_ahead(const uint32_t* tile) {
+  HYPER_UNROLL
+  for (int i = 0; i < 8 * K; i += 16) __builtin_prefetch(tile + kCodesAhead + i, 0, 3);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Fused product for few tokens: rotate, multiply straight from the stored codes, rotate back, in one job of the pool.
 //
 // Tokens go through in chunks of up to 8; a chunk decodes every weight once. The job has two phases. First the threads
-// take tokens, rotate them and arrange them; each already holds its first strips of output tiles, whose codes come
+// take tokens, rotate them and arrange them; each already holds its first output tiles, whose codes come
 // meanwhile. Then they multiply these and take more; whoever finishes the last tile of an output block rotates that block
 // back and writes it.
 #include "shift_matmul.h"
@@ -39,9 +39,8 @@ class Chunk {
       : plan_(plan), codes_(codes), scale_(scale), out_scale_(out_scale), x_(x), y_(y), dtype_(dtype),
         size_(dtype == HYPER_FLOAT32 ? 4 : 2), tokens_(tokens), form_(token_form(tokens)), wide_(kTokenForms[form_]),
         steps_(matmul_steps()), kind_(held_as(steps_, int8, dtype)), layout_(plan), space_(space),
-        multiply_(steps_.multiply[kind_][plan.bits - 1][form_]), strip_tiles_(steps_.tiles[plan.bits - 1]),
-        strips_((layout_.out_tiles + strip_tiles_ - 1) / strip_tiles_), to_rotate_(wide_, 1),
-        to_multiply_(strips_, std::max<int64_t>(1, strips_ / (16 * threads))) {
+        multiply_(steps_.multiply[kind_][plan.bits - 1][form_]), to_rotate_(wide_, 1),
+        to_multiply_(layout_.out_tiles, std::max<int64_t>(1, layout_.out_tiles / (16 * threads))) {
     space.rotated.resize(wide_ * layout_.columns);
     space.activations.resize(record_words(kind_) * wide_ * layout_.in_tiles);
     space.product.resize(tokens * layout_.out_tiles * kTile);
@@ -57,8 +56,8 @@ class Chunk {
 
  private:
   void work() {
-    int64_t begin, end, strip, last;
-    bool more = take_strips(&strip, &last);
+    int64_t begin, end, tile = 0, last = 0;
+    bool more = take_tiles(&tile, &last);
     while (to_rotate_.take(&begin, &end)) {
       rotate(static_cast<int>(begin));
       rotated_.fetch_add(1, std::memory_order_release);
@@ -66,19 +65,17 @@ class Chunk {
     for (int spin = 0; rotated_.load(std::memory_order_acquire) < wide_; ++spin) {
       if (spin > 10000) std::this_thread::yield();
     }
-    for (; more; more = take_strips(&strip, &last)) {
-      for (; strip < last; ++strip) multiply(strip * strip_tiles_);
+    for (; more; more = take_tiles(&tile, &last)) {
+      for (; tile < last; ++tile) multiply(tile);
     }
   }
 
-  // Takes some of the strips that are left, false if none, and asks for the codes that the first of them begins with.
-  bool take_strips(int64_t* begin, int64_t* end) {
+  // Takes some of the output tiles that are left, false if none, and asks for the codes that the first of them begins with.
+  bool take_tiles(int64_t* begin, int64_t* end) {
     if (!to_multiply_.take(begin, end)) return false;
-    const int64_t words = std::min<int64_t>(kCodesAhead, layout_.tile_words);
-    const int64_t tile = *begin * strip_tiles_, end_tile = std::min(tile + strip_tiles_, layout_.out_tiles);
-    for (const uint32_t* from = codes_ + tile * layout_.tile_words; from < codes_ + end_tile * layout_.tile_words;
-         from += layout_.tile_words) {
-      for (int64_t i = 0; i < words; i += 16) __builtin_prefetch(from + i, 0, 3);
+    const uint32_t* from = codes_ + *begin * layout_.tile_words;
+    for (int64_t i = 0; i < std::min<int64_t>(kCodesAhead, layout_.tile_words); i += 16) {
+      __builtin_prefetch(from + i, 0, 3);
     }
     return true;
   }
@@ -93,21 +90,17 @@ class Chunk {
     steps_.arrange(values, layout_.in_tiles, kind_, token, wide_, space_.activations.data());
   }
 
-  // Output tiles `first` and following of a strip.
-  void multiply(int64_t first) {
-    float totals[kMaxTokens * kMaxTiles * kTile];
-    const int tiles = static_cast<int>(std::min<int64_t>(strip_tiles_, layout_.out_tiles - first));
-    // The last tile keeps itself company.
-    multiply_(codes_ + first * layout_.tile_words, tiles > 1 ? layout_.tile_words : 0, layout_.in_tiles,
-              space_.activations.data(), plan_.multiplier, totals);
-    for (int i = 0; i < tiles; ++i) finish(first + i, totals + i * kTile);
+  void multiply(int64_t tile) {
+    float totals[kMaxTokens * kTile];
+    multiply_(codes_ + tile * layout_.tile_words, layout_.in_tiles, space_.activations.data(), plan_.multiplier, totals);
+    finish(tile, totals);
   }
 
-  // totals [tokens, 16], `strip_tiles_` * 16 apart, of one output tile.
+  // totals [tokens, 16] of one output tile.
   void finish(int64_t tile, const float* totals) {
     float units[kTile];
     for (int r = 0; r < kTile; ++r) units[r] = from_float16(scale_[tile * kTile + r]) * plan_.inverse_deviation;
-    for (int m = 0; m < tokens_; ++m, totals += strip_tiles_ * kTile) {
+    for (int m = 0; m < tokens_; ++m, totals += kTile) {
       float* to = space_.product.data() + (m * layout_.out_tiles + tile) * kTile;
       for (int r = 0; r < kTile; ++r) to[r] = (totals[r] - plan_.mean_offset * sum_[m]) * units[r];
     }
@@ -128,8 +121,6 @@ class Chunk {
   const ShiftLayout layout_;
   Workspace& space_;
   const MultiplyStep multiply_;
-  const int strip_tiles_;  // output tiles that the kernel takes at once
-  const int64_t strips_;
   float sum_[kMaxTokens] = {};
   WorkCounter to_rotate_, to_multiply_;
   std::atomic<int> rotated_{0};

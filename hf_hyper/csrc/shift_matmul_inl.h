@@ -82,16 +82,19 @@ template <class W, int T>
 struct Int8Row {
   static_assert(T == 1, "of a single token");
   static constexpr int kRecord = record_words(kInt8);
-  typename W::Vec dot;
+  typename W::Vec dot[2];  // two sums hide the latency better than one
   typename W::Float total = W::zero();
 
-  HYPER_INLINE void begin(const uint32_t* values) { dot = W::set1(values[kTile + 1]); }
+  HYPER_INLINE void begin(const uint32_t* values) {
+    dot[0] = W::set1(values[kTile + 1]);
+    dot[1] = W::set1(0);
+  }
   template <int C>
   HYPER_INLINE void add(typename W::Vec hash, const uint32_t* values) {
-    dot = W::dot(dot, hash, W::set1(values[C]));
+    dot[C % 2] = W::dot(dot[C % 2], hash, W::set1(values[C]));
   }
   HYPER_INLINE void end(const uint32_t* values) {
-    total = W::fma(W::to_float(dot), W::spread(values + kTile), total);
+    total = W::fma(W::to_float(W::add(dot[0], dot[1])), W::spread(values + kTile), total);
   }
   HYPER_INLINE typename W::Float sum(int) const { return total; }
 };
@@ -99,33 +102,32 @@ struct Int8Row {
 template <int kFirst, class W, int K, class Row, int... C>
 HYPER_INLINE void multiply_row(const LaneWords<W, K>& words, typename W::Vec multiplier, const uint32_t* values, Row& row,
                                std::integer_sequence<int, C...>) {
-  // All states first: side by side with products of another row they keep more of the processor's units busy.
-  const typename W::Vec state[kTile] = {words.template state<kFirst + C>()...};
   row.begin(values);
-  (row.template add<C>(W::multiply(state[C], multiplier), values), ...);
+  if constexpr (K <= 7) {
+    // All states first: side by side with the products of another tile they keep more of the processor's units busy.
+    const typename W::Vec state[kTile] = {words.template state<kFirst + C>()...};
+    (row.template add<C>(W::multiply(state[C], multiplier), values), ...);
+  } else {  // they would not fit in registers
+    (row.template add<C>(W::multiply(words.template state<kFirst + C>(), multiplier), values), ...);
+  }
   row.end(values);
 }
 
 template <class W, int K, int T, template <class, int> class Row>
-void multiply(const uint32_t* codes, int64_t next, int64_t in_tiles, const uint32_t* activations, uint32_t multiplier,
+void multiply(const uint32_t* codes, int64_t in_tiles, const uint32_t* activations, uint32_t multiplier,
               float* totals) {
   using L = Lanes<W, K>;
   using Columns = std::make_integer_sequence<int, kTile>;
   const typename W::Vec factor = W::set1(multiplier);
-  // Codes are asked for some tiles early. What follows two rows of tiles side by side are the next two, so the end of the
-  // first is followed by that of the second, one further on.
-  constexpr int kEarlyTiles = kCodesAhead / (8 * K);
-  const int64_t early = (L::kTiles == 2 && in_tiles < kEarlyTiles ? in_tiles : kEarlyTiles) * 8 * K;
-  const uint32_t* end = codes + in_tiles * 8 * K;
   for (int part = 0; part < L::kVectors; ++part) {
     Row<W, T> row[L::kRows];
     const uint32_t *tile = codes, *values = activations;
-    LaneWords<W, K> ahead(tile, next, part);  // of the next tile: nothing waits for their sorting
+    LaneWords<W, K> ahead(tile, part);  // of the next tile: nothing waits for their sorting
     for (int64_t t = 1; t <= in_tiles; ++t, values += T * Row<W, T>::kRecord) {
-      if (part == 0) prefetch_tile<W, K>(tile + early + (L::kTiles == 2 && tile + early >= end ? next : 0), next);
+      if (part == 0) prefetch_ahead<K>(tile);
       const LaneWords<W, K> words = ahead;
       if (t < in_tiles) tile += 8 * K;
-      ahead = LaneWords<W, K>(tile, next, part);
+      ahead = LaneWords<W, K>(tile, part);
       multiply_row<0>(words, factor, values, row[0], Columns());
       if constexpr (L::kRows == 2) multiply_row<kTile>(words, factor, values, row[1], Columns());
     }
@@ -133,7 +135,7 @@ void multiply(const uint32_t* codes, int64_t next, int64_t in_tiles, const uint3
       for (int m = 0; m < T; ++m) {
         float lane[W::kLanes];
         W::store(lane, row[r].sum(m));
-        float* to = totals + m * kTile * L::kTiles + part * W::kLanes * L::kRows + r;
+        float* to = totals + m * kTile + part * W::kLanes * L::kRows + r;
         for (int i = 0; i < W::kLanes; ++i) to[i * L::kRows] = lane[i];
       }
     }
@@ -160,7 +162,7 @@ HYPER_INLINE void decode_row(const LaneWords<W, K>& words, typename W::Vec multi
 }
 
 template <class W, int K, bool kBfloat16>
-void decode(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_t multiplier, void* rows, int64_t stride) {
+void decode(const uint32_t* codes, int64_t in_tiles, uint32_t multiplier, void* rows, int64_t stride) {
   using L = Lanes<W, K>;
   using Columns = std::make_integer_sequence<int, kTile>;
   constexpr int kBytes = kBfloat16 ? 2 : 4;
@@ -168,9 +170,9 @@ void decode(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_t mult
   const typename W::Vec factor = W::set1(multiplier);
   for (int64_t t = 0; t < in_tiles; ++t) {
     const uint32_t* tile = codes + t * 8 * K;
-    prefetch_ahead<W, K>(tile, next);
+    prefetch_ahead<K>(tile);
     for (int part = 0; part < L::kVectors; ++part) {
-      const LaneWords<W, K> words(tile, next, part);
+      const LaneWords<W, K> words(tile, part);
       char* row = static_cast<char*>(rows) + (part * W::kLanes * L::kRows * stride + t * kTile) * kBytes;
       decode_row<0, W, K, kBfloat16>(words, factor, row, step, Columns());
       if constexpr (L::kRows == 2) {
@@ -241,7 +243,6 @@ constexpr void fill_rate(MatmulSteps& steps) {
   fill_forms<W, K, FloatRow>(steps.multiply[kFloat][K - 1]);
   if constexpr (W::kPairs) fill_forms<W, K, Int16Row>(steps.multiply[kInt16][K - 1]);
   steps.multiply[kInt8][K - 1][0] = multiply<W, K, 1, Int8Row>;
-  steps.tiles[K - 1] = Lanes<W, K>::kTiles;
   steps.decode_float[K - 1] = decode<W, K, false>;
   steps.decode_bfloat16[K - 1] = decode<W, K, true>;
 }

@@ -2,8 +2,8 @@
 //
 // LANES. A 32-bit lane holds the words of one row of a tile or, at odd rates, whose rows end in the middle of a word, of
 // two: the shifts that cut out a window are then the same in all lanes and known at compile time, one activation meets
-// all lanes, and codes are read in the order of memory. A tile fills several vectors, one, or half of one with the tile of
-// the same columns in the next output tile beside it: MatmulSteps::tiles.
+// all lanes, and codes are read in the order of memory. A tile fills one vector or several. Vectors of 16 lanes that can
+// pick 16-bit halves from memory at will have one row in every lane at odd rates too.
 //
 // ACTIVATIONS for `tokens` tokens: for every input tile and token a record of 32-bit words
 //   [16]  columns of the tile: float, or an integer of 8 bits as `dot` of the lanes wants it; or
@@ -21,7 +21,6 @@ namespace hyper {
 
 constexpr int kTile = 16;
 constexpr int kByteCentre = 510;  // half of the largest byte sum
-constexpr int kMaxTiles = 2;
 constexpr int kMaxTokens = 8;
 constexpr int kMaxOutputBlock = 128;
 constexpr int kCodesAhead = 1024;  // words between the codes that are asked for and those that are read, about
@@ -33,18 +32,15 @@ constexpr int record_words(Activations kind) {
   return kind == kFloat ? kTile : kind == kInt16 ? kTile / 2 + 2 : kTile + 2;
 }
 
-// Products of an output tile of `in_tiles` tiles, codes [in_tiles, 8 * bits], and of the one that begins `next` words later
-// where a vector holds two -> totals [tokens, 16 * tiles].
-using MultiplyStep = void (*)(const uint32_t* codes, int64_t next, int64_t in_tiles, const uint32_t* activations,
+// Products of an output tile of `in_tiles` tiles, codes [in_tiles, 8 * bits] -> totals [tokens, 16].
+using MultiplyStep = void (*)(const uint32_t* codes, int64_t in_tiles, const uint32_t* activations,
                               uint32_t multiplier, float* totals);
 
-// Centred byte sums of the same tiles -> [16 * tiles, in_tiles * 16] with rows `stride` values apart.
-using DecodeStep = void (*)(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_t multiplier, void* rows,
-                            int64_t stride);
+// Centred byte sums of an output tile -> [16, in_tiles * 16] with rows `stride` values apart.
+using DecodeStep = void (*)(const uint32_t* codes, int64_t in_tiles, uint32_t multiplier, void* rows, int64_t stride);
 
 struct MatmulSteps {
   const char* name;
-  int tiles[8];  // output tiles of a step, by bits: 1 or 2
   bool int16;  // whether there are products of kInt16
   // By Activations, bits and token form (kTokenForms); of kInt8 for one token only.
   MultiplyStep multiply[3][8][4];

@@ -36,7 +36,7 @@ void decode_rows(const hyper_shift_plan& plan, const uint32_t* codes, int64_t fi
   const ShiftLayout layout(plan);
   const RowDecoder decoder(plan, codes, rows_dtype);
   const int64_t size = rows_dtype == HYPER_BFLOAT16 ? 2 : 4;
-  WorkCounter work(tiles, decoder.tiles_at_once());
+  WorkCounter work(tiles, 1);
   run_on_threads(threads, [&] {
     int64_t tile, end;
     while (work.take(&tile, &end)) {

@@ -33,6 +33,7 @@ struct WordsAvx2 {
     const Vec turned = _mm256_permutevar8x32_epi32(last, _mm256_setr_epi32(7, 0, 1, 2, 3, 4, 5, 6));
     return kRing == kLanes ? turned : _mm256_blend_epi32(turned, set1(before), 1);
   }
+  static constexpr int kHalvesUpTo = 0;
   static void scatter4(const Vec in[4], uint32_t* p, int64_t stride) {
     Vec quad[4];
     transpose4(in, quad);
@@ -56,6 +57,7 @@ struct WordsAvx2 {
   static Vec centred_sum(Vec hash) {
     return _mm256_sub_epi32(byte_sum(hash), _mm256_set1_epi32(510));
   }
+  static Vec add(Vec a, Vec b) { return _mm256_add_epi32(a, b); }
   static Float to_float(Vec a) { return _mm256_cvtepi32_ps(a); }
   static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
   static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }

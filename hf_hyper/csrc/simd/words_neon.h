@@ -42,6 +42,7 @@ struct WordsNeon {
   static Vec previous(Vec last, uint32_t before) {
     return vextq_u32(set1(before), last, 3);
   }
+  static constexpr int kHalvesUpTo = 0;
   static void scatter4(const Vec in[4], uint32_t* p, int64_t stride) {
     Vec quad[4];
     transpose4(in, quad);
@@ -61,6 +62,7 @@ struct WordsNeon {
   static Vec multiply(Vec a, Vec b) { return vmulq_u32(a, b); }
 
   static Vec centred_sum(Vec hash) { return vsubq_u32(byte_sum(hash), set1(510)); }
+  static Vec add(Vec a, Vec b) { return vaddq_u32(a, b); }
   static Float to_float(Vec a) { return vcvtq_f32_s32(vreinterpretq_s32_u32(a)); }
   static Float fma(Float a, Float b, Float c) { return vfmaq_f32(c, a, b); }
   static Float add(Float a, Float b) { return vaddq_f32(a, b); }

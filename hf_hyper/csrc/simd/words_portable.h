@@ -34,6 +34,9 @@ struct WordsPortable {
   static Vec previous(Vec last, uint32_t before) {
     return Vec{before, last[0], last[1], last[2]};
   }
+  // Rates up to which adjacent_halves<K>(tile, out) exists, which takes the 16 K halves of a tile's 8 K words, upper ones
+  // first, as a ring: out[i] lane r = half K r + i, below half K r + i - 1. Needs 16 lanes.
+  static constexpr int kHalvesUpTo = 0;
   // p[i * stride + w] = in[w] lane i: four words of kLanes records.
   static void scatter4(const Vec in[4], uint32_t* p, int64_t stride) {
     for (int i = 0; i < kLanes; ++i) store(p + i * stride, Vec{in[0][i], in[1][i], in[2][i], in[3][i]});
@@ -56,6 +59,7 @@ struct WordsPortable {
 
   // Sum of the four bytes, less 510.
   static Vec centred_sum(Vec hash) { return byte_sum(hash) - 510u; }
+  static Vec add(Vec a, Vec b) { return a + b; }
   // Signed integers.
   static Float to_float(Vec a) { return __builtin_convertvector(reinterpret_cast<Signed>(a), Float); }
   // a * b + c, rounded once or twice.
