@@ -16,7 +16,7 @@ import torch
 
 from hf_hyper.errors import ConfigError, HyperError, KernelUnavailable
 
-_ABI_VERSION = 7
+_ABI_VERSION = 8
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 
 _POINTER, _INT, _INT64, _UINT32 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_uint32

@@ -48,6 +48,7 @@ class ShiftPlan(ctypes.Structure):
         ("factors", ctypes.c_int32 * _MAX_FACTORS),
         ("cosines", ctypes.c_void_p),
         ("scales_in", ctypes.c_void_p),
+        ("signs_in", ctypes.c_void_p),
         ("signs_out", ctypes.c_void_p),
         ("sum_weights", ctypes.c_void_p),
     )
@@ -85,6 +86,7 @@ class ShiftPlan(ctypes.Structure):
         self._kept = (
             cosines,
             signs_in.float() * power**-0.5,
+            (signs_in.float() * 2.0 ** -(power.bit_length() // 2)).bfloat16(),
             signs_out.float().contiguous(),
             (signs_in[::power] * weights).float(),
         )

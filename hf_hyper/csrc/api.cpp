@@ -50,7 +50,7 @@ bool all_finite(const float* values, int64_t count) {
 bool valid(const hyper_shift_plan* plan) {
   if (plan == nullptr || plan->out_features < 1 || plan->in_features < 1 || plan->bits < 1 || plan->bits > 8 ||
       plan->multiplier % 2 == 0 || plan->input_blocks < 1 || plan->scales_in == nullptr ||
-      plan->signs_out == nullptr || plan->sum_weights == nullptr) {
+      plan->signs_in == nullptr || plan->signs_out == nullptr || plan->sum_weights == nullptr) {
     return false;
   }
   const int64_t rows = (plan->out_features + 15) / 16 * 16, columns = (plan->in_features + 15) / 16 * 16;
@@ -85,7 +85,7 @@ bool wide_dtype(int dtype) { return dtype == HYPER_FLOAT32 || dtype == HYPER_BFL
 
 }  // namespace
 
-int hyper_abi_version(void) { return 7; }
+int hyper_abi_version(void) { return 8; }
 
 const char* hyper_isa(void) { return hyper::kernels().name; }
 

@@ -26,7 +26,7 @@ HYPER_INLINE __m512i byte_from(__m512i step, __m512i from, uint32_t wanted) {
   return _mm512_ternarylogic_epi32(_mm512_set1_epi32(static_cast<int>(wanted)), from, step, 0xCA);
 }
 
-// 16 columns of one row of every lane.
+// 16 columns of the row in every lane.
 template <int K, int... C>
 HYPER_INLINE void decode_row(const LaneWords<W, K>& words, W::Vec multiplier, uint16_t* weights,
                              std::integer_sequence<int, C...>) {
@@ -56,6 +56,7 @@ HYPER_INLINE void decode_row(const LaneWords<W, K>& words, W::Vec multiplier, ui
 template <class Weight, int K>
 void decode_shift(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_t multiplier, Weight* weights) {
   using Columns = std::make_integer_sequence<int, kTile>;
+  static_assert(Lanes<W, K>::kRows == 1 && Lanes<W, K>::kVectors == 1, "a row in every lane");
   constexpr int kVector = kStepBytes / 2 / sizeof(Weight), kTileSteps = kTile * sizeof(Weight) / 4;
   const W::Vec factor = W::set1(multiplier);
   for (int64_t t = 0; t < in_tiles; ++t, codes += 8 * K, weights += kTileSteps * 2 * kVector) {
@@ -67,14 +68,61 @@ void decode_shift(const uint32_t* codes, int64_t next, int64_t in_tiles, uint32_
 }
 
 struct RoundedTo {
+  static constexpr int kWide = 1;
   uint16_t* to;
-  HYPER_INLINE void operator()(int64_t i, const Float16Lanes& lanes) const {
-    store_lanes(lanes, kTile, HYPER_BFLOAT16, to, i);
+  HYPER_INLINE void operator()(int64_t i, const Float16Lanes* lanes) const {
+    store_lanes(*lanes, kTile, HYPER_BFLOAT16, to, i);
   }
 };
 
+// Even and odd columns.
+struct JoinedTo {
+  static constexpr int kWide = 2;
+  uint16_t* to;
+  HYPER_INLINE void operator()(int64_t i, const Float16Lanes* lanes) const {
+    _mm512_storeu_si512(to + i, pairs((__m512)lanes[0], (__m512)lanes[1]));
+  }
+};
+
+// The same times a factor.
+struct ScaledTo {
+  static constexpr int kWide = 2;
+  uint16_t* to;
+  float factor;
+  HYPER_INLINE void operator()(int64_t i, const Float16Lanes* lanes) const {
+    const Float16Lanes scaled[2] = {lanes[0] * factor, lanes[1] * factor};
+    JoinedTo{to}(i, scaled);
+  }
+};
+
+// A dot product of pairs with the signs is the first stage of the transform of bfloat16 numbers, and their signs and scale
+// too: two of them, one with all odd signs changed, give sums and differences of 16 pairs of neighbours. These stay apart,
+// as even and odd columns, until they are rounded.
+HYPER_INLINE void load_pairs(const uint16_t* x, const uint16_t* signs, Float16Lanes* lanes) {
+  const __m512i all = _mm512_loadu_si512(x), changed = _mm512_xor_si512(all, _mm512_set1_epi32(INT32_MIN));
+  const __m512bh by = (__m512bh)_mm512_loadu_si512(signs);
+  lanes[0] = (Float16Lanes)_mm512_dpbf16_ps(_mm512_setzero_ps(), (__m512bh)all, by);
+  lanes[1] = (Float16Lanes)_mm512_dpbf16_ps(_mm512_setzero_ps(), (__m512bh)changed, by);
+}
+
 float rotate_and_round(const hyper_shift_plan& plan, const void* x, int dtype, float* values, uint16_t* rotated) {
-  rotate(plan, x, dtype, values, RoundedTo{rotated});
+  const InputSide side(plan);
+  if (dtype == HYPER_BFLOAT16 && side.padded == plan.in_features && side.power >= 32) {
+    const auto* from = static_cast<const uint16_t*>(x);
+    const uint16_t* signs = plan.signs_in;
+    short_hadamard<2>(
+        side.padded, side.run,
+        [=](int64_t i, Float16Lanes* lanes) HYPER_INLINE_LAMBDA { load_pairs(from + i, signs + i, lanes); },
+        [=](int64_t i, const Float16Lanes& lanes) HYPER_INLINE_LAMBDA { store16(values + i, lanes); });
+    const float rest = plan.scales_in[0] / from_bfloat16(signs[0]);
+    if (rest == 1) {
+      rotate_from_runs(plan, side, values, JoinedTo{rotated});
+    } else {
+      rotate_from_runs(plan, side, values, ScaledTo{rotated, rest});
+    }
+  } else {
+    rotate(plan, x, dtype, values, RoundedTo{rotated});
+  }
   return rotated_sum(plan, x, dtype);
 }
 
@@ -182,11 +230,11 @@ void finish_shift(const hyper_shift_plan& plan, int64_t first, int64_t count, co
   output_factors(plan, first, count, out_scale, factors);
   for (int64_t m = 0; m < tokens; ++m, sums += kPanelRows) {
     const float less = offset * totals[m];
-    rotate_rows(plan, first, count, factors, dtype, out, m, [=](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA {
-      load16(lanes, sums + i / kPanelRows * tokens * kPanelRows + i % kPanelRows);
+    rotate_rows(plan, first, count, factors, dtype, out, m, [=](int64_t i, Float16Lanes* lanes) HYPER_INLINE_LAMBDA {
+      load16(*lanes, sums + i / kPanelRows * tokens * kPanelRows + i % kPanelRows);
       Float16Lanes unit;
       load16(unit, units + i);
-      lanes = (lanes - less) * unit;
+      *lanes = (*lanes - less) * unit;
     });
   }
 }

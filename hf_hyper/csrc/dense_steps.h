@@ -4,7 +4,7 @@
 // multiplied with a panel, in blocks of up to kDenseTokens, before the next one is decoded. A step is as many columns as
 // fill 32 bits, two of bfloat16 or four bytes:
 //
-//     weights      [steps, 2 vectors, 16 lanes, columns of a step]   the rows of the lanes are the decoder's affair
+//     weights      [steps, 2 vectors, 16 lanes, columns of a step]   row 16 v + l of the panel in lane l of vector v
 //     activations  [tokens of the block, columns of the widest panel]   a narrower one leaves the last ones unused
 //     sums         [tokens of the block, 2 vectors, 16 lanes] float
 //

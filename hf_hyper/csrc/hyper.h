@@ -79,6 +79,7 @@ typedef struct hyper_shift_plan {
   int32_t factors[32];      // their sizes, 1..1024
   const float* cosines;     // their matrices, row-major, one after the other; only the first half of a row is read
   const float* scales_in;   // [Q], signs times p^-0.5, p the largest power of two that divides the width of a part
+  const uint16_t* signs_in; // [Q] bfloat16, signs times the largest power of two up to p^-0.5
   const float* signs_out;   // [P] of +1 and -1
   const float* sum_weights; // [Q / p]: the values of rotated x add up to the sum of sum_weights[i] * x[i * p]
 } hyper_shift_plan;

@@ -4,6 +4,7 @@
 // instruction set, with internal linkage; vectors are compiler vectors of 16 floats, which every target lowers.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
@@ -84,91 +85,129 @@ HYPER_INLINE void store_lanes(const Float16Lanes& lanes, int64_t count, int dtyp
   store_values(values, count, dtype, to, first);
 }
 
-// Walsh-Hadamard transforms of consecutive runs of 16 * kVectors values, not scaled, in registers: load(i, lanes) gives
-// values i..i + 15, store(i, lanes) takes them.
-template <int kVectors, class Load, class Store>
-HYPER_INLINE void hadamard_runs(int64_t count, Load load, Store store) {
-  for (int64_t start = 0; start < count; start += 16 * kVectors) {
-    Float16Lanes a[kVectors];
+#if defined(__AVX512F__)
+constexpr int kVectorsAtOnce = 16;  // half of the registers: enough work that none of it waits for the stage before
+#else
+constexpr int kVectorsAtOnce = 1;
+#endif
+
+// Walsh-Hadamard transforms of kRuns consecutive runs of 16 * kVectors values, not scaled, in registers: load(i, lanes)
+// gives values i..i + 16 * kWide - 1 in kWide vectors, store(i, lanes) takes 16. Where kWide is 2 the vectors are to hold
+// sums and differences of neighbours, and are stored one after the other.
+template <int kVectors, int kRuns, int kWide, class Load, class Store>
+HYPER_INLINE void hadamard_in_registers(int64_t start, Load load, Store store) {
+  constexpr int kAll = kVectors * kRuns;
+  Float16Lanes a[kAll];
+  HYPER_UNROLL
+  for (int v = 0; v < kAll; v += kWide) load(start + 16 * v, a + v);
+  HYPER_UNROLL
+  for (int v = 0; v < kAll; ++v) butterfly<1>(a[v]);
+  HYPER_UNROLL
+  for (int v = 0; v < kAll; ++v) butterfly<2>(a[v]);
+  HYPER_UNROLL
+  for (int v = 0; v < kAll; ++v) butterfly<4>(a[v]);
+  HYPER_UNROLL
+  for (int v = 0; v < kAll; ++v) butterfly<8>(a[v]);
+  HYPER_UNROLL
+  for (int half = kWide; half < kVectors; half *= 2) {
     HYPER_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      load(start + 16 * v, a[v]);
-      butterfly<1>(a[v]);
-      butterfly<2>(a[v]);
-      butterfly<4>(a[v]);
-      butterfly<8>(a[v]);
+    for (int v = 0; v < kAll; ++v) {
+      if (v & half) continue;
+      const Float16Lanes sum = a[v] + a[v + half];
+      a[v + half] = a[v] - a[v + half];
+      a[v] = sum;
     }
-    HYPER_UNROLL
-    for (int half = 1; half < kVectors; half *= 2) {
-      HYPER_UNROLL
-      for (int v = 0; v < kVectors; ++v) {
-        if (v & half) continue;
-        const Float16Lanes sum = a[v] + a[v + half];
-        a[v + half] = a[v] - a[v + half];
-        a[v] = sum;
-      }
-    }
-    HYPER_UNROLL
-    for (int v = 0; v < kVectors; ++v) store(start + 16 * v, a[v]);
   }
+  HYPER_UNROLL
+  for (int v = 0; v < kAll; ++v) store(start + 16 * v, a[v]);
 }
 
-// The same for runs of `width`: 16, 32, 64 or 128.
-template <class Load, class Store>
+// Consecutive runs of `count` values in all, up to kAtOnce vectors at a time.
+template <int kVectors, int kWide, int kAtOnce, class Load, class Store>
+HYPER_INLINE void hadamard_runs(int64_t count, Load load, Store store) {
+  constexpr int kFit = kVectors < kAtOnce ? kAtOnce / kVectors : 1;
+  constexpr int kRun = 16 * kVectors, kRuns = kFit == 4 ? 3 : kFit;  // widths of 192 and 576 then leave none over
+  int64_t start = 0;
+  for (; start + kRuns * kRun <= count; start += kRuns * kRun) {
+    hadamard_in_registers<kVectors, kRuns, kWide>(start, load, store);
+  }
+  for (; start < count; start += kRun) hadamard_in_registers<kVectors, 1, kWide>(start, load, store);
+}
+
+// The same for runs of `width`: 16 * kWide to 128.
+template <int kWide = 1, int kAtOnce = kVectorsAtOnce, class Load, class Store>
 inline void short_hadamard(int64_t count, int64_t width, Load load, Store store) {
-  if (width == 16) hadamard_runs<1>(count, load, store);
-  if (width == 32) hadamard_runs<2>(count, load, store);
-  if (width == 64) hadamard_runs<4>(count, load, store);
-  if (width == 128) hadamard_runs<8>(count, load, store);
+  if constexpr (kWide == 1) {
+    if (width == 16) hadamard_runs<1, kWide, kAtOnce>(count, load, store);
+  }
+  if (width == 32) hadamard_runs<2, kWide, kAtOnce>(count, load, store);
+  if (width == 64) hadamard_runs<4, kWide, kAtOnce>(count, load, store);
+  if (width == 128) hadamard_runs<8, kWide, kAtOnce>(count, load, store);
 }
 
-// Takes the results of a rotation of x where they are.
+// What takes the results of a rotation, kWide vectors at a time: of x where they are.
 struct InPlace {
+  static constexpr int kWide = 1;
   float* x;
-  HYPER_INLINE void operator()(int64_t i, const Float16Lanes& lanes) const { store16(x + i, lanes); }
+  HYPER_INLINE void operator()(int64_t i, const Float16Lanes* lanes) const { store16(x + i, *lanes); }
 };
 
 // Values that lie in x -> store(i, lanes).
 template <class Store>
 inline void hand_over(const float* x, int64_t count, Store store) {
   if constexpr (!std::is_same_v<Store, InPlace>) {
-    for (int64_t i = 0; i < count; i += 16) {
-      Float16Lanes lanes;
-      load16(lanes, x + i);
+    for (int64_t i = 0; i < count; i += 16 * Store::kWide) {
+      Float16Lanes lanes[Store::kWide];
+      for (int w = 0; w < Store::kWide; ++w) load16(lanes[w], x + i + 16 * w);
       store(i, lanes);
     }
   }
 }
 
-// From transforms of consecutive runs of `half` to those of runs of `width` > half, both powers of two and at least 16. The
-// last pass over memory hands values to store(i, lanes), those before it write to x.
+// From transforms of consecutive runs of `half` to those of runs of `width` > half, both powers of two and at least 16 *
+// Store::kWide. The last pass over memory hands values to store(i, lanes), those before it write to x.
 template <class Store>
 inline void widen_hadamard(float* x, int64_t count, int64_t half, int64_t width, Store store) {
   const auto widen_twice = [=](int64_t from, auto to) HYPER_INLINE_LAMBDA {
+    constexpr int kWide = decltype(to)::kWide;
     for (int64_t start = 0; start < count; start += 4 * from) {
-      for (int64_t i = start; i < start + from; i += 16) {
-        Float16Lanes a, b, c, d;
-        load16(a, x + i);
-        load16(b, x + i + from);
-        load16(c, x + i + 2 * from);
-        load16(d, x + i + 3 * from);
-        const Float16Lanes ab = a + b, a_b = a - b, cd = c + d, c_d = c - d;
-        to(i, ab + cd);
-        to(i + from, a_b + c_d);
-        to(i + 2 * from, ab - cd);
-        to(i + 3 * from, a_b - c_d);
+      for (int64_t i = start; i < start + from; i += 16 * kWide) {
+        Float16Lanes wider[4][kWide];
+        HYPER_UNROLL
+        for (int w = 0; w < kWide; ++w) {
+          const float* at = x + i + 16 * w;
+          Float16Lanes a, b, c, d;
+          load16(a, at);
+          load16(b, at + from);
+          load16(c, at + 2 * from);
+          load16(d, at + 3 * from);
+          const Float16Lanes ab = a + b, a_b = a - b, cd = c + d, c_d = c - d;
+          wider[0][w] = ab + cd;
+          wider[1][w] = a_b + c_d;
+          wider[2][w] = ab - cd;
+          wider[3][w] = a_b - c_d;
+        }
+        HYPER_UNROLL
+        for (int q = 0; q < 4; ++q) to(i + q * from, wider[q]);
       }
     }
   };
   for (; 4 * half < width; half *= 4) widen_twice(half, InPlace{x});
   if (4 * half == width) return widen_twice(half, store);
+  constexpr int kWide = Store::kWide;
   for (int64_t start = 0; start < count; start += 2 * half) {
-    for (int64_t i = start; i < start + half; i += 16) {
-      Float16Lanes a, b;
-      load16(a, x + i);
-      load16(b, x + i + half);
-      store(i, a + b);
-      store(i + half, a - b);
+    for (int64_t i = start; i < start + half; i += 16 * kWide) {
+      Float16Lanes sum[kWide], difference[kWide];
+      HYPER_UNROLL
+      for (int w = 0; w < kWide; ++w) {
+        Float16Lanes a, b;
+        load16(a, x + i + 16 * w);
+        load16(b, x + i + 16 * w + half);
+        sum[w] = a + b;
+        difference[w] = a - b;
+      }
+      store(i, sum);
+      store(i + half, difference);
     }
   }
 }
@@ -234,25 +273,34 @@ inline void mix_axis(float* x, int64_t count, int64_t size, int64_t inner, const
 // The same for an odd size whose columns fit in 32 registers; values go to store(i, lanes), which may write to x.
 template <int kSize, class Store>
 inline void mix_registers(const float* x, int64_t count, int64_t inner, const float* matrix, Store store) {
-  constexpr int kHalf = kSize / 2;
+  constexpr int kHalf = kSize / 2, kWide = Store::kWide;
   for (int64_t start = 0; start < count; start += kSize * inner) {
-    for (int64_t i = start; i < start + inner; i += 16) {
-      Float16Lanes column[2][kHalf + 1];
+    for (int64_t i = start; i < start + inner; i += 16 * kWide) {
+      Float16Lanes column[2][kHalf + 1][kWide];
       HYPER_UNROLL
-      for (int j = 0; j < kHalf; ++j) {
-        Float16Lanes low, high;
-        load16(low, x + i + j * inner);
-        load16(high, x + i + (kSize - 1 - j) * inner);
-        column[0][j] = low + high;
-        column[1][j] = low - high;
+      for (int w = 0; w < kWide; ++w) {
+        const float* at = x + i + 16 * w;
+        HYPER_UNROLL
+        for (int j = 0; j < kHalf; ++j) {
+          Float16Lanes low, high;
+          load16(low, at + j * inner);
+          load16(high, at + (kSize - 1 - j) * inner);
+          column[0][j][w] = low + high;
+          column[1][j][w] = low - high;
+        }
+        load16(column[0][kHalf][w], at + kHalf * inner);
       }
-      load16(column[0][kHalf], x + i + kHalf * inner);
       HYPER_UNROLL
       for (int r = 0; r < kSize; ++r) {
-        Float16Lanes sum = column[r % 2][0] * matrix[r * kSize];
+        Float16Lanes sum[kWide];
+        HYPER_UNROLL
+        for (int w = 0; w < kWide; ++w) sum[w] = column[r % 2][0][w] * matrix[r * kSize];
         HYPER_UNROLL
         for (int j = 1; j <= kHalf; ++j) {
-          if (j + r % 2 <= kHalf) sum += column[r % 2][j] * matrix[r * kSize + j];
+          HYPER_UNROLL
+          for (int w = 0; w < kWide; ++w) {
+            if (j + r % 2 <= kHalf) sum[w] += column[r % 2][j][w] * matrix[r * kSize + j];
+          }
         }
         store(i + r * inner, sum);
       }
@@ -327,40 +375,54 @@ template <class Value>
 inline void scaled_hadamard(const Value* x, const float* scales, int64_t count, int64_t run, float* out) {
   short_hadamard(
       count, run,
-      [=](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA {
+      [=](int64_t i, Float16Lanes* lanes) HYPER_INLINE_LAMBDA {
         Float16Lanes factors;
         load16(factors, scales + i);
-        load16(lanes, x + i);
-        lanes *= factors;
+        load16(*lanes, x + i);
+        *lanes *= factors;
       },
       [=](int64_t i, const Float16Lanes& lanes) HYPER_INLINE_LAMBDA { store16(out + i, lanes); });
+}
+
+// Input side of a rotation: its width, the power of two in the width of a part, and what registers transform at once.
+struct InputSide {
+  explicit InputSide(const hyper_shift_plan& plan)
+      : padded(padded_to_tiles(plan.in_features)), width(padded / plan.input_blocks), power(width & -width),
+        run(power < 128 ? power : 128) {}
+  const int64_t padded, width, power, run;
+};
+
+// What is left of a rotation after the transforms of runs, which lie in `values` -> store(i, lanes).
+template <class Store>
+inline void rotate_from_runs(const hyper_shift_plan& plan, const InputSide& side, float* values, Store store) {
+  if (plan.num_factors == 0) {
+    if (side.run == side.power) return hand_over(values, side.padded, store);
+    return widen_hadamard(values, side.padded, side.run, side.power, store);
+  }
+  widen_hadamard(values, side.padded, side.run, side.power);
+  int64_t inner = side.width;
+  const float* matrix = plan.cosines;
+  for (int f = 0;; ++f) {
+    const int64_t size = plan.factors[f];
+    inner /= size;
+    if (f + 1 == plan.num_factors) return mix_last(values, side.padded, size, inner, matrix, store);
+    mix_axis(values, side.padded, size, inner, matrix);
+    matrix += size * size;
+  }
 }
 
 // R_in S_in x -> store(i, lanes); `values` [padded_in] hold what is between.
 template <class Store>
 inline void rotate(const hyper_shift_plan& plan, const void* x, int dtype, float* values, Store store) {
-  const int64_t padded = padded_to_tiles(plan.in_features), width = padded / plan.input_blocks;
-  const int64_t power = width & -width, run = power < 128 ? power : 128;
-  if (dtype == HYPER_BFLOAT16 && padded == plan.in_features) {
-    scaled_hadamard(static_cast<const uint16_t*>(x), plan.scales_in, padded, run, values);
+  const InputSide side(plan);
+  if (dtype == HYPER_BFLOAT16 && side.padded == plan.in_features) {
+    scaled_hadamard(static_cast<const uint16_t*>(x), plan.scales_in, side.padded, side.run, values);
   } else {
     load_as_float(x, dtype, 0, plan.in_features, values);
-    for (int64_t i = plan.in_features; i < padded; ++i) values[i] = 0.0f;
-    scaled_hadamard(static_cast<const float*>(values), plan.scales_in, padded, run, values);
+    for (int64_t i = plan.in_features; i < side.padded; ++i) values[i] = 0.0f;
+    scaled_hadamard(static_cast<const float*>(values), plan.scales_in, side.padded, side.run, values);
   }
-  if (plan.num_factors == 0) {
-    return run < power ? widen_hadamard(values, padded, run, power, store) : hand_over(values, padded, store);
-  }
-  widen_hadamard(values, padded, run, power);
-  int64_t inner = width;
-  const float* matrix = plan.cosines;
-  for (int f = 0;; ++f) {
-    const int64_t size = plan.factors[f];
-    inner /= size;
-    if (f + 1 == plan.num_factors) return mix_last(values, padded, size, inner, matrix, store);
-    mix_axis(values, padded, size, inner, matrix);
-    matrix += size * size;
-  }
+  rotate_from_runs(plan, side, values, store);
 }
 
 inline void rotate(const hyper_shift_plan& plan, const void* x, int dtype, float* rotated) {
@@ -369,12 +431,15 @@ inline void rotate(const hyper_shift_plan& plan, const void* x, int dtype, float
 
 // Of the values of R_in S_in x.
 inline float rotated_sum(const hyper_shift_plan& plan, const void* x, int dtype) {
-  const int64_t padded = padded_to_tiles(plan.in_features), width = padded / plan.input_blocks;
-  const int64_t power = width & -width;
+  const InputSide side(plan);
   double sum = 0;
-  for (int64_t i = 0; i * power < plan.in_features; ++i) {
+  for (int64_t i = 0; i * side.power < plan.in_features; ++i) {
     float value;
-    load_as_float(x, dtype, i * power, 1, &value);
+    if (dtype == HYPER_BFLOAT16) {
+      value = from_bfloat16(static_cast<const uint16_t*>(x)[i * side.power]);
+    } else {
+      load_as_float(x, dtype, i * side.power, 1, &value);
+    }
     sum += static_cast<double>(plan.sum_weights[i]) * value;
   }
   return static_cast<float>(sum);
@@ -400,12 +465,13 @@ template <class Load>
 HYPER_INLINE void rotate_rows(const hyper_shift_plan& plan, int64_t first, int64_t count, const float* factors,
                               int dtype, void* out, int64_t token, Load load) {
   const int64_t rows = plan.out_features - first, to = token * plan.out_features + first;
-  short_hadamard(count, plan.output_block, load, [=](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA {
+  const auto store = [=](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA {
     Float16Lanes factor;
     load16(factor, factors + i);
     lanes *= factor;
     store_lanes(lanes, rows - i, dtype, out, to + i);
-  });
+  };
+  short_hadamard<1, std::min(kVectorsAtOnce, kMaxOutputBlock / 16)>(count, plan.output_block, load, store);
 }
 
 inline void rotate_output(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, const float* y,
@@ -415,7 +481,7 @@ inline void rotate_output(const hyper_shift_plan& plan, int64_t block, const uin
   output_factors(plan, first, width, out_scale, factors);
   for (int64_t m = 0; m < tokens; ++m, y += stride) {
     rotate_rows(plan, first, width, factors, dtype, out, m,
-                [=](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA { load16(lanes, y + i); });
+                [=](int64_t i, Float16Lanes* lanes) HYPER_INLINE_LAMBDA { load16(*lanes, y + i); });
   }
 }
 
@@ -444,9 +510,8 @@ inline void rotate_columns(const hyper_shift_plan& plan, int64_t first, const fl
 inline void unrotate_input(const hyper_shift_plan& plan, float* rotated, float scale, int dtype, void* to,
                            int64_t first) {
   constexpr float kLargest = 3.40282347e38f;
-  const int64_t padded = padded_to_tiles(plan.in_features), width = padded / plan.input_blocks;
-  const int64_t power = width & -width, run = power < 128 ? power : 128;
-  int64_t inner = width;
+  const InputSide side(plan);
+  int64_t inner = side.width;
   const float* matrix = plan.cosines;
   for (int f = 0; f < plan.num_factors; ++f) {
     inner /= plan.factors[f];
@@ -455,12 +520,12 @@ inline void unrotate_input(const hyper_shift_plan& plan, float* rotated, float s
   for (int f = plan.num_factors - 1; f >= 0; --f) {
     const int64_t size = plan.factors[f];
     matrix -= size * size;
-    unmix_axis(rotated, padded, size, inner, matrix);
+    unmix_axis(rotated, side.padded, size, inner, matrix);
     inner *= size;
   }
-  widen_hadamard(rotated, padded, run, power);
+  widen_hadamard(rotated, side.padded, side.run, side.power);
   short_hadamard(
-      padded, run, [=](int64_t i, Float16Lanes& lanes) HYPER_INLINE_LAMBDA { load16(lanes, rotated + i); },
+      side.padded, side.run, [=](int64_t i, Float16Lanes* lanes) HYPER_INLINE_LAMBDA { load16(*lanes, rotated + i); },
       [=, &plan](int64_t i, const Float16Lanes& unscaled) HYPER_INLINE_LAMBDA {
         Float16Lanes factors;
         load16(factors, plan.scales_in + i);

@@ -15,7 +15,7 @@ template <class W, int K>
 struct Lanes {
   static constexpr bool kHalves = K <= W::kHalvesUpTo;   // whether rows are read by halves of words
   static constexpr int kRows = kHalves ? 1 : K % 2 + 1;  // of a lane
-  static constexpr int kWords = K * kRows / 2;           // of a lane
+  static constexpr int kWords = K * kRows / 2;           // of a lane, where they are read by words
   static constexpr int kRing = kTile / kRows;            // lanes of a tile
   static constexpr int kVectors = W::kLanes < kRing ? kRing / W::kLanes : 1;  // of a tile
 };

@@ -1,9 +1,9 @@
 // Fused product for few tokens: rotate, multiply straight from the stored codes, rotate back, in one job of the pool.
 //
 // Tokens go through in chunks of up to 8; a chunk decodes every weight once. The job has two phases. First the threads
-// take tokens, rotate them and arrange them; each already holds its first output tiles, whose codes come
-// meanwhile. Then they multiply these and take more; whoever finishes the last tile of an output block rotates that block
-// back and writes it.
+// take tokens, rotate them and arrange them; each already holds its first output tiles, whose codes come meanwhile. Then
+// they multiply these and take more; whoever finishes the last tile of an output block rotates that block back and writes
+// it.
 #include "shift_matmul.h"
 
 #include <algorithm>

@@ -3,7 +3,7 @@
 // LANES. A 32-bit lane holds the words of one row of a tile or, at odd rates, whose rows end in the middle of a word, of
 // two: the shifts that cut out a window are then the same in all lanes and known at compile time, one activation meets
 // all lanes, and codes are read in the order of memory. A tile fills one vector or several. Vectors of 16 lanes that can
-// pick 16-bit halves from memory at will have one row in every lane at odd rates too.
+// sort 16-bit halves at will read rows by halves at most rates, one row in every lane at odd ones too.
 //
 // ACTIVATIONS for `tokens` tokens: for every input tile and token a record of 32-bit words
 //   [16]  columns of the tile: float, or an integer of 8 bits as `dot` of the lanes wants it; or

@@ -84,7 +84,7 @@ def decode_shift(tensors: Mapping[str, Tensor], scheme: TensorScheme, dtype: tor
 def matmul_shift(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme) -> Tensor:
     """`x @ weight.T` of `shift` with incoherence; see `reference.matmul`."""
     plan = _plan(scheme)
-    rows = x.reshape(-1, scheme.in_features)
+    rows = x if x.ndim == 2 else x.reshape(-1, scheme.in_features)
     codes, scale, out_scale = _stored(tensors)
     way, accuracy = _way(rows.shape[0], x.dtype, plan)  # `len` of a tensor takes a microsecond
     if way == "fused":
@@ -93,7 +93,7 @@ def matmul_shift(x: Tensor, tensors: Mapping[str, Tensor], scheme: TensorScheme)
         y = _native.shift_matmul_dense(plan, codes, scale, out_scale, rows, int8=accuracy == "int8")
     else:
         y = _matmul_panels(rows, plan, codes, scale, out_scale)
-    return y.view(*x.shape[:-1], scheme.out_features)
+    return y if x.ndim == 2 else y.view(*x.shape[:-1], scheme.out_features)
 
 
 def way(tokens: int, dtype: torch.dtype, scheme: TensorScheme) -> tuple[str, str]:

@@ -117,7 +117,7 @@ struct WordsAvx512 {
   static void adjacent_halves(const uint32_t* tile, Vec out[K], std::integer_sequence<int, I...>) {
     Vec in[(K + 1) / 2];
     for (int v = 0; v < K / 2; ++v) in[v] = load(tile + kLanes * v);
-    if constexpr (K % 2 == 1) in[K / 2] = load_half(tile + kLanes * (K / 2));
+    if constexpr (K % 2 == 1) in[K / 2] = load_lower(tile + kLanes * (K / 2));
     ((out[I] = adjacent<K, I>(in)), ...);
   }
   template <int K, int I>
@@ -127,7 +127,7 @@ struct WordsAvx512 {
       for (int i = 0; i < 32; ++i) at[i] = static_cast<uint16_t>((i / 2 * K + I + 16 * K - i % 2) % (16 * K) ^ 1);
       return at;
     }();
-    constexpr __mmask32 kBeyond = [] {  // two vectors
+    constexpr __mmask32 kBeyond = [] {  // the first two vectors
       __mmask32 mask = 0;
       for (int i = 0; i < 32; ++i) mask |= static_cast<__mmask32>(kAt[i] >= 64) << i;
       return mask;
@@ -144,7 +144,7 @@ struct WordsAvx512 {
                                    _mm512_permutex2var_epi16(in[2], at, in[3]));
     }
   }
-  static Vec load_half(const uint32_t* p) {
+  static Vec load_lower(const uint32_t* p) {
     return _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
   static void put(uint32_t* p, __m128i a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), a); }

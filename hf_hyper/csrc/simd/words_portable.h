@@ -28,14 +28,14 @@ struct WordsPortable {
   static void deinterleave(const uint32_t* p, Vec out[kCount]) {
     for (int w = 0; w < kCount; ++w) out[w] = Vec{p[w], p[kCount + w], p[2 * kCount + w], p[3 * kCount + w]};
   }
-  // Every lane gets the one before it. Lanes go round in rings of kRing, a part of the vector or several vectors; in the
-  // second case `before` goes to the first lane.
+  // Every lane gets the one before it. Lanes go round in rings of kRing, the vector or several vectors; in the second case
+  // `before` goes to the first lane.
   template <int>
   static Vec previous(Vec last, uint32_t before) {
     return Vec{before, last[0], last[1], last[2]};
   }
-  // Rates up to which adjacent_halves<K>(tile, out) exists, which takes the 16 K halves of a tile's 8 K words, upper ones
-  // first, as a ring: out[i] lane r = half K r + i, below half K r + i - 1. Needs 16 lanes.
+  // adjacent_halves<K>(tile, out), for K up to this, needs 16 lanes. The 8 K words of a tile are a ring of 16 K halves, the
+  // upper one of a word first: lane r of out[i] holds halves K r + i - 1 and K r + i, the latter below.
   static constexpr int kHalvesUpTo = 0;
   // p[i * stride + w] = in[w] lane i: four words of kLanes records.
   static void scatter4(const Vec in[4], uint32_t* p, int64_t stride) {
