@@ -62,7 +62,7 @@ bool valid(const hyper_shift_plan* plan) {
   int64_t inner = columns / plan->input_blocks;
   for (int f = 0; f < plan->num_factors; ++f) {
     const int32_t size = plan->factors[f];
-    if (size < 1 || size > 1024 || inner % size != 0) return false;
+    if (size < 1 || size > 1024 || size % 2 == 0 || inner % size != 0) return false;
     inner /= size;
   }
   return inner % 16 == 0;

@@ -76,7 +76,7 @@ typedef struct hyper_shift_plan {
   int32_t input_blocks;     // parts of the input side that are rotated separately
   int32_t output_block;     // rows that are rotated together: a power of two, 16..128
   int32_t num_factors;      // cosine transforms of a part of the input side, at most 32
-  int32_t factors[32];      // their sizes, 1..1024
+  int32_t factors[32];      // their sizes, odd, 1..1023
   const float* cosines;     // their matrices, row-major, one after the other; only the first half of a row is read
   const float* scales_in;   // [Q], signs times p^-0.5, p the largest power of two that divides the width of a part
   const uint16_t* signs_in; // [Q] bfloat16, signs times the largest power of two up to p^-0.5
@@ -97,8 +97,8 @@ HYPER_API int hyper_shift_matmul(const hyper_shift_plan* plan, const uint32_t* c
                                  int threads, void* y);
 
 // The same for many tokens: every output tile is decoded once for up to 512 of them. Rotated activations and byte sums are
-// rounded to bfloat16 or, where `int8`, to 8 bits, with one scale per token and up to 256 columns. HYPER_ERROR_ISA where
-// hyper_dense_tokens() is 0.
+// rounded to bfloat16 or, where `int8`, to 8 bits, with one scale per token and up to 256 columns; numbers below 2e-36 may
+// count as zeros. HYPER_ERROR_ISA where hyper_dense_tokens() is 0.
 HYPER_API int hyper_shift_matmul_dense(const hyper_shift_plan* plan, const uint32_t* codes, const uint16_t* scale,
                                        const uint16_t* out_scale, const void* x, int dtype, int64_t tokens, int int8,
                                        int threads, void* y);

@@ -126,7 +126,7 @@ HYPER_INLINE void hadamard_in_registers(int64_t start, Load load, Store store) {
 template <int kVectors, int kWide, int kAtOnce, class Load, class Store>
 HYPER_INLINE void hadamard_runs(int64_t count, Load load, Store store) {
   constexpr int kFit = kVectors < kAtOnce ? kAtOnce / kVectors : 1;
-  constexpr int kRun = 16 * kVectors, kRuns = kFit == 4 ? 3 : kFit;  // widths of 192 and 576 then leave none over
+  constexpr int kRun = 16 * kVectors, kRuns = kRun == 64 && kFit == 4 ? 3 : kFit;  // 3 leave none of 192 and 576 over
   int64_t start = 0;
   for (; start + kRuns * kRun <= count; start += kRuns * kRun) {
     hadamard_in_registers<kVectors, kRuns, kWide>(start, load, store);
@@ -134,7 +134,7 @@ HYPER_INLINE void hadamard_runs(int64_t count, Load load, Store store) {
   for (; start < count; start += kRun) hadamard_in_registers<kVectors, 1, kWide>(start, load, store);
 }
 
-// The same for runs of `width`: 16 * kWide to 128.
+// The same for runs of `width`: 16 * kWide to 128; store(i, lanes) may change its lanes.
 template <int kWide = 1, int kAtOnce = kVectorsAtOnce, class Load, class Store>
 inline void short_hadamard(int64_t count, int64_t width, Load load, Store store) {
   if constexpr (kWide == 1) {
@@ -270,7 +270,7 @@ inline void mix_axis(float* x, int64_t count, int64_t size, int64_t inner, const
   }
 }
 
-// The same for an odd size whose columns fit in 32 registers; values go to store(i, lanes), which may write to x.
+// The same for an odd size whose columns fit in 32 registers, or nearly; values go to store(i, lanes), which may write to x.
 template <int kSize, class Store>
 inline void mix_registers(const float* x, int64_t count, int64_t inner, const float* matrix, Store store) {
   constexpr int kHalf = kSize / 2, kWide = Store::kWide;
@@ -471,7 +471,7 @@ HYPER_INLINE void rotate_rows(const hyper_shift_plan& plan, int64_t first, int64
     lanes *= factor;
     store_lanes(lanes, rows - i, dtype, out, to + i);
   };
-  short_hadamard<1, std::min(kVectorsAtOnce, kMaxOutputBlock / 16)>(count, plan.output_block, load, store);
+  short_hadamard<1, std::min(kVectorsAtOnce, kMaxOutputBlock / kTile)>(count, plan.output_block, load, store);
 }
 
 inline void rotate_output(const hyper_shift_plan& plan, int64_t block, const uint16_t* out_scale, const float* y,

@@ -86,9 +86,11 @@ void compare_shift_products(int rate, int64_t columns, int factor) {
   const Floats cosines = gaussian(factor * factor);
   Floats scales_in(columns, 0.25f), signs_out(rows, -1.0f);
   for (int64_t i = 0; i < columns; i += 3) scales_in[i] = -0.25f;
+  std::vector<uint16_t> signs_in(columns, 0x3E80);
+  for (int64_t i = 0; i < columns; i += 3) signs_in[i] = 0xBE80;
   const Floats sum_weights = gaussian(factor);
   hyper_shift_plan plan{rows, columns, rate, 0x64B5D79F, -0.005f, 1 / 147.8f, 1, 16, 1, {factor}, cosines.data(),
-                        scales_in.data(), signs_out.data(), sum_weights.data()};
+                        scales_in.data(), signs_in.data(), signs_out.data(), sum_weights.data()};
   const Words codes = bits(rows / 16 * (columns / 16) * 8 * rate);
   const std::vector<uint16_t> scale(rows, 0x3C00), out_scale(rows, 0x3F80);  // ones
   for (int64_t tokens : {1, 3, 8}) {

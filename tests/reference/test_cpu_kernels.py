@@ -120,6 +120,22 @@ def test_dense_product_of_other_widths(columns: int) -> None:
 
 
 @needs_dense
+@pytest.mark.parametrize(
+    "columns", [20, 32, 48, 64, 96, 128, 256, 352, 512, 576, 640, 768, 896, 960, 1536, 2048, 4096, 8192, 32 * 81]
+)
+def test_dense_product_of_bfloat16_tokens(columns: int) -> None:
+    """They are rotated in another way than float32 ones: a few of them are rounded to the next number."""
+    scheme = TensorScheme("shift", 4.0, 80, columns)
+    tensors, plan = random_tensors(scheme), cpu._plan(scheme)
+    for tokens in (1, 40):
+        x = torch.randn(tokens, columns).bfloat16()
+        got = _native.shift_matmul_dense(plan, *tensors.values(), x)
+        wanted = _native.shift_matmul_dense(plan, *tensors.values(), x.float()).bfloat16()
+        assert (got != wanted).double().mean() < 0.05, tokens
+        assert (got - wanted).norm() < 1e-3 * wanted.norm(), tokens
+
+
+@needs_dense
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("bits", [3, 4])
 @pytest.mark.parametrize("rows", [96, 192, 500])
