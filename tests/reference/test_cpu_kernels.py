@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from hf_hyper import _native, codec
-from hf_hyper.errors import ConfigError, ShapeError
+from hf_hyper.errors import ConfigError, HyperError, ShapeError
 from hf_hyper.hyperfunctions.shift import MULTIPLIER, byte_sums
 from hf_hyper.kernels import cpu, ops
 from hf_hyper.scheme import TILE, TensorScheme
@@ -411,6 +411,17 @@ def test_decoded_weight_is_limited_to_finite_numbers(isa: str) -> None:
     got = cpu.decode_shift(tensors, scheme, torch.float32)
     assert got.isfinite().all()
     assert got.abs().max() == torch.finfo(torch.float32).max
+
+
+@pytest.mark.skipif(_native.load() is None, reason="no compiled core")
+def test_plans_with_even_factors_are_refused() -> None:
+    """Runs of a power of two would reach into the next part of the width."""
+    scheme = TensorScheme("shift", 4.0, 48, 96)
+    plan = cpu._plan.__wrapped__(scheme)
+    assert plan.factors[0] == 3
+    plan.factors[0] = 2
+    with pytest.raises(HyperError, match="shift_matmul"):
+        _native.shift_matmul(plan, *random_tensors(scheme).values(), torch.randn(1, 96))
 
 
 def test_wrong_tensors_are_refused() -> None:
