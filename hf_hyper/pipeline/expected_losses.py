@@ -49,7 +49,7 @@ def expected_losses(
     tokens = gradients[..., 0].numel()
     losses: dict[str, float] = {}
     for index in logging.tqdm(range(len(stack) - 1, -1, -1), desc="Choosing rates", unit="layer"):
-        known = layer_backward(stack, index, states[index, chosen], modules(index), gradients)
+        known = layer_backward(stack, index, states[index, chosen], modules(index), gradients, accumulation=True)
         for name in list(known):
             weight = weight_of(stack.model.get_submodule(name))
             losses[name] = sensitivity(weight, plans[name].scheme, known.pop(name), name=name) / 2 / tokens

@@ -104,7 +104,13 @@ def layer_forward(
 
 @torch.no_grad()
 def layer_backward(
-    stack: Stack, index: int, states: Tensor, modules: Mapping[str, nn.Module], gradients: Tensor
+    stack: Stack,
+    index: int,
+    states: Tensor,
+    modules: Mapping[str, nn.Module],
+    gradients: Tensor,
+    *,
+    accumulation: bool = False,
 ) -> dict[str, Knowledge | ExpertKnowledge]:
     """Run one layer forward and backward and watch some of its modules.
 
@@ -114,12 +120,13 @@ def layer_backward(
         states: Its inputs, `[n, length, hidden]`.
         modules: Linear modules and banks of experts of the layer by name.
         gradients: Gradient of the loss with respect to its outputs, as large; replaced by that of its inputs.
+        accumulation: Also see how far the tokens of a window add up, by products of all tokens with all.
 
     Returns:
         What is known of every module that the loss depends on: inputs, weighed by how much the loss feels what becomes
-        of them, and gradients at the outputs.
+        of them, gradients at the outputs, and if asked for, `Knowledge.accumulation`.
     """
-    watch = _Watch(modules)
+    watch = _Watch(modules, accumulation)
     for place, batch in stack.batches(states):
         watch.half = int(place.start >= len(states) // 2)
         with watch.backward():
@@ -130,10 +137,11 @@ def layer_backward(
 class _Watch:
     """Second moments of what passes some modules."""
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        self.modules, self.half = modules, 0
+    def __init__(self, modules: Mapping[str, nn.Module], accumulation: bool = False) -> None:
+        self.modules, self.half, self.accumulation = modules, 0, accumulation
         self._inputs: dict[str, Any] = {}  # a Moment, or ExpertMoments of a bank
         self._outputs: dict[str, Any] = {}
+        self._squares: dict[str, Tensor] = {}  # of the gradients of windows, and of those of their tokens
 
     @contextlib.contextmanager
     def forward(self) -> Iterator[None]:
@@ -166,7 +174,11 @@ class _Watch:
             gradient = gradient.float()
             root = gradient.norm(dim=-1, keepdim=True).sqrt()
             self._inputs[name].add(rows.float() * root, *ids, self.half)
-            self._outputs[name].add(gradient / root.clamp(min=torch.finfo(root.dtype).tiny), *ids, self.half)
+            gradient = gradient / root.clamp(min=torch.finfo(root.dtype).tiny)
+            self._outputs[name].add(gradient, *ids, self.half)
+            if self.accumulation and rows.ndim == 3:
+                squares = _squares(rows.float(), gradient)
+                self._squares[name] = self._squares.get(name, 0) + squares
 
         def attach(name: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if output.requires_grad:  # else it depends on nothing that the layers before it do, such as positions
@@ -177,8 +189,15 @@ class _Watch:
 
     def knowledge(self) -> dict[str, Knowledge | ExpertKnowledge]:
         """By name of every module that ran."""
-        kind = {Moment: Knowledge, ExpertMoments: ExpertKnowledge}
-        return {name: kind[type(inputs)](inputs, self._outputs.get(name)) for name, inputs in self._inputs.items()}
+        known: dict[str, Knowledge | ExpertKnowledge] = {}
+        for name, inputs in self._inputs.items():
+            outputs = self._outputs.get(name)
+            if isinstance(inputs, ExpertMoments):
+                known[name] = ExpertKnowledge(inputs, outputs)
+                continue
+            together, apart = self._squares.get(name, torch.ones(2)).tolist()
+            known[name] = Knowledge(inputs, outputs, together / apart if apart > 0 else 1.0)
+        return known
 
     def _moment(self, name: str, rows: Tensor) -> Moment | ExpertMoments:
         module = self.modules[name]
@@ -192,6 +211,22 @@ class _Watch:
             for name, module in self.modules.items():
                 hooks.callback(register(module, functools.partial(hook, name)).remove)
             yield
+
+
+@torch.no_grad()
+def _squares(rows: Tensor, gradient: Tensor) -> Tensor:
+    """Squared lengths of g x^T, summed over each window before they are squared, and squared token by token.
+
+    Args:
+        rows: x, `[n, length, in]`.
+        gradient: g, `[n, length, out]`.
+
+    Returns:
+        `[2]`, both summed over windows.
+    """
+    together = (gradient @ gradient.mT * (rows @ rows.mT)).sum()
+    apart = (gradient.square().sum(-1) * rows.square().sum(-1)).sum()
+    return torch.stack([together, apart])
 
 
 @torch.no_grad()

@@ -139,7 +139,7 @@ def test_expected_losses_foretell_those_of_single_tensors(folder: Path) -> None:
         measured = compress_loaded(model, {name: plan}, text, "balanced", rounding="fisher", average=3.0)[name]
         assert model.get_submodule(name).scheme.bits == 3
         found.append(math.log(kl(model, original, folder) / measured["expected_loss"]))
-    mean, deviation = 0.40, 0.37  # of all 35 tensors, 2k tokens looked at: `rounding/NOTES.md`
+    mean, deviation = 0.31, 0.21  # of all 35 tensors, 2k tokens looked at: `rounding/NOTES.md`
     assert all(abs(each - mean) < 3 * deviation for each in found)
     assert abs(statistics.fmean(found) - mean) < 3 * deviation / len(found) ** 0.5
 
