@@ -124,7 +124,8 @@ def layer_backward(
 
     Returns:
         What is known of every module that the loss depends on: inputs, weighed by how much the loss feels what becomes
-        of them, gradients at the outputs, and if asked for, `Knowledge.accumulation`.
+        of them, gradients at the outputs, and if asked for, `Knowledge.accumulation` of those that see whole windows
+        (experts do not).
     """
     watch = _Watch(modules, accumulation)
     for place, batch in stack.batches(states):
@@ -213,7 +214,6 @@ class _Watch:
             yield
 
 
-@torch.no_grad()
 def _squares(rows: Tensor, gradient: Tensor) -> Tensor:
     """Squared lengths of g x^T, summed over each window before they are squared, and squared token by token.
 

@@ -1,5 +1,7 @@
 """Rounding with feedback: factors, order of the tiles, scales, and moments that are no use."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -105,7 +107,10 @@ def test_the_damage_of_rounding_is_foreseen(bits: int) -> None:
     scheme = TensorScheme("shift", bits, 96, 160)
     error = weight - codec.dequantize(quantize_calibrated(weight, scheme, "balanced", knowledge), scheme)
     found = len(inputs) * damage(error, knowledge.inputs.mean(), knowledge.outputs.mean())
-    assert sensitivity(weight, scheme, knowledge) * DISTORTION[bits] == pytest.approx(found, rel=0.3)
+    foreseen = sensitivity(weight, scheme, knowledge)
+    assert foreseen * DISTORTION[bits] == pytest.approx(found, rel=0.3)
+    together = dataclasses.replace(knowledge, accumulation=3.0)
+    assert sensitivity(weight, scheme, together) == pytest.approx(3 * foreseen)
 
 
 def test_rows_of_scale_zero_stay_zero() -> None:
