@@ -2,7 +2,8 @@
 
 Rates that differ from tensor to tensor must be known before the pass that rounds, and moments come layer by layer in
 that pass. Keeping those of all layers would take 2.4 GB for SmolLM2-135M and 200 GB for a Llama of 8 billion weights;
-so there is a pass of its own over an eighth of the text, which is enough (`rounding/sensitivity.py`).
+so there is a pass of its own over an eighth of the text: moments from one half of that, damage to the other half
+(`rounding/sensitivity.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -12,15 +13,15 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from hf_hyper.nn.replace import weight_of
-from hf_hyper.pipeline.gradients import layer_backward
+from hf_hyper.pipeline.gradients import layer_backward, layer_gradients
 from hf_hyper.pipeline.stack import Stack
 from hf_hyper.plan import Plan
-from hf_hyper.rounding import sensitivity
+from hf_hyper.rounding import Sensitivity
 
 __all__ = ["expected_losses"]
 
-SHARE = 8
-"""One window of so many is looked at, but at least one batch."""
+SHARE = 16
+"""One window of so many is taken for the moments, and one for the damage, but at least one batch for each."""
 
 
 def expected_losses(
@@ -44,13 +45,17 @@ def expected_losses(
     """
     windows = len(gradients)
     count = stack.batch_size * max(1, windows // stack.batch_size // SHARE)
-    chosen = torch.arange(count, device=gradients.device) * windows // count
-    gradients = gradients[chosen]
-    tokens = gradients[..., 0].numel()
+    chosen = torch.arange(2 * count, device=gradients.device) * windows // (2 * count)
+    known_by, judged_by = chosen[::2], chosen[1::2]
+    first, second = gradients[known_by], gradients[judged_by]
     losses: dict[str, float] = {}
     for index in logging.tqdm(range(len(stack) - 1, -1, -1), desc="Choosing rates", unit="layer"):
-        known = layer_backward(stack, index, states[index, chosen], modules(index), gradients, accumulation=True)
+        own = modules(index)
+        known = layer_backward(stack, index, states[index, known_by], own, first)
+        found: dict[str, Sensitivity] = {}
         for name in list(known):
-            weight = weight_of(stack.model.get_submodule(name))
-            losses[name] = sensitivity(weight, plans[name].scheme, known.pop(name), name=name) / 2 / tokens
+            found[name] = Sensitivity(weight_of(own[name]), plans[name].scheme, known.pop(name), name=name)
+        watch = {name: each.add for name, each in found.items()}
+        layer_gradients(stack, index, states[index, judged_by], own, second, watch)
+        losses.update({name: each.damage / 2 / second[..., 0].numel() for name, each in found.items()})
     return losses

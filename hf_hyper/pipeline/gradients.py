@@ -27,7 +27,11 @@ from hf_hyper.nn.experts import ExpertBank
 from hf_hyper.pipeline.stack import Stack
 from hf_hyper.rounding import ExpertKnowledge, ExpertMoments, Knowledge, Moment
 
-__all__ = ["layer_backward", "layer_forward", "states_by_layer", "top_gradients"]
+__all__ = ["Note", "layer_backward", "layer_forward", "layer_gradients", "states_by_layer", "top_gradients"]
+
+Note = Callable[..., None]
+"""What is done with the inputs `[..., in_features]` of a module, the gradient of the loss with respect to its outputs,
+and for a bank of experts the experts of the rows, at every call that the loss depends on."""
 
 
 def states_by_layer(stack: Stack, scratch: Path) -> Tensor:
@@ -109,8 +113,6 @@ def layer_backward(
     states: Tensor,
     modules: Mapping[str, nn.Module],
     gradients: Tensor,
-    *,
-    accumulation: bool = False,
 ) -> dict[str, Knowledge | ExpertKnowledge]:
     """Run one layer forward and backward and watch some of its modules.
 
@@ -120,14 +122,12 @@ def layer_backward(
         states: Its inputs, `[n, length, hidden]`.
         modules: Linear modules and banks of experts of the layer by name.
         gradients: Gradient of the loss with respect to its outputs, as large; replaced by that of its inputs.
-        accumulation: Also see how far the tokens of a window add up, by products of all tokens with all.
 
     Returns:
         What is known of every module that the loss depends on: inputs, weighed by how much the loss feels what becomes
-        of them, gradients at the outputs, and if asked for, `Knowledge.accumulation` of those that see whole windows
-        (experts do not).
+        of them, and gradients at the outputs.
     """
-    watch = _Watch(modules, accumulation)
+    watch = _Watch(modules)
     for place, batch in stack.batches(states):
         watch.half = int(place.start >= len(states) // 2)
         with watch.backward():
@@ -135,14 +135,37 @@ def layer_backward(
     return watch.knowledge()
 
 
+@torch.no_grad()
+def layer_gradients(
+    stack: Stack,
+    index: int,
+    states: Tensor,
+    modules: Mapping[str, nn.Module],
+    gradients: Tensor,
+    notes: Mapping[str, Note],
+) -> None:
+    """Run one layer forward and backward and show what passes some of its modules.
+
+    Args:
+        stack: Layers.
+        index: Which layer.
+        states: Its inputs, `[n, length, hidden]`.
+        modules: Linear modules and banks of experts of the layer by name.
+        gradients: Gradient of the loss with respect to its outputs, as large; replaced by that of its inputs.
+        notes: By the same names; a module without one is not watched.
+    """
+    for place, batch in stack.batches(states):
+        with _gradients(modules, notes):
+            gradients[place] = stack.backward(index, batch, gradients[place])
+
+
 class _Watch:
     """Second moments of what passes some modules."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], accumulation: bool = False) -> None:
-        self.modules, self.half, self.accumulation = modules, 0, accumulation
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.modules, self.half = modules, 0
         self._inputs: dict[str, Any] = {}  # a Moment, or ExpertMoments of a bank
         self._outputs: dict[str, Any] = {}
-        self._squares: dict[str, Tensor] = {}  # of the gradients of windows, and of those of their tokens
 
     @contextlib.contextmanager
     def forward(self) -> Iterator[None]:
@@ -152,7 +175,7 @@ class _Watch:
         def note(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
             given.setdefault(name, []).append(args)
 
-        with self._hooks(nn.Module.register_forward_pre_hook, note):
+        with _hooks(self.modules, nn.Module.register_forward_pre_hook, note):
             yield
         done: dict[tuple[int, ...], Any] = {}
         for name, calls in given.items():
@@ -169,23 +192,8 @@ class _Watch:
     def backward(self) -> Iterator[None]:
         """Watch inputs and gradients of outputs, by the length of the gradient, while a batch runs both ways."""
 
-        def note(name: str, rows: Tensor, ids: tuple[Tensor, ...], gradient: Tensor) -> None:
-            if name not in self._outputs:
-                self._inputs[name], self._outputs[name] = self._moment(name, rows), self._moment(name, gradient)
-            gradient = gradient.float()
-            root = gradient.norm(dim=-1, keepdim=True).sqrt()
-            self._inputs[name].add(rows.float() * root, *ids, self.half)
-            gradient = gradient / root.clamp(min=torch.finfo(root.dtype).tiny)
-            self._outputs[name].add(gradient, *ids, self.half)
-            if self.accumulation and rows.ndim == 3:
-                squares = _squares(rows.float(), gradient)
-                self._squares[name] = self._squares.get(name, 0) + squares
-
-        def attach(name: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if output.requires_grad:  # else it depends on nothing that the layers before it do, such as positions
-                output.register_hook(functools.partial(note, name, args[0].detach(), args[1:]))
-
-        with self._hooks(nn.Module.register_forward_hook, attach):
+        notes = {name: functools.partial(self._note, name) for name in self.modules}
+        with _gradients(self.modules, notes):
             yield
 
     def knowledge(self) -> dict[str, Knowledge | ExpertKnowledge]:
@@ -195,10 +203,17 @@ class _Watch:
             outputs = self._outputs.get(name)
             if isinstance(inputs, ExpertMoments):
                 known[name] = ExpertKnowledge(inputs, outputs)
-                continue
-            together, apart = self._squares.get(name, torch.ones(2)).tolist()
-            known[name] = Knowledge(inputs, outputs, together / apart if apart > 0 else 1.0)
+            else:
+                known[name] = Knowledge(inputs, outputs)
         return known
+
+    def _note(self, name: str, rows: Tensor, gradient: Tensor, *ids: Tensor) -> None:
+        if name not in self._outputs:
+            self._inputs[name], self._outputs[name] = self._moment(name, rows), self._moment(name, gradient)
+        gradient = gradient.float()
+        root = gradient.norm(dim=-1, keepdim=True).sqrt()
+        self._inputs[name].add(rows.float() * root, *ids, self.half)
+        self._outputs[name].add(gradient / root.clamp(min=torch.finfo(root.dtype).tiny), *ids, self.half)
 
     def _moment(self, name: str, rows: Tensor) -> Moment | ExpertMoments:
         module = self.modules[name]
@@ -206,27 +221,26 @@ class _Watch:
             return ExpertMoments(len(module.weight), rows.shape[-1], rows.device)
         return Moment(rows.shape[-1], rows.device)
 
-    @contextlib.contextmanager
-    def _hooks(self, register: Callable[..., Any], hook: Callable[..., None]) -> Iterator[None]:
-        with contextlib.ExitStack() as hooks:
-            for name, module in self.modules.items():
-                hooks.callback(register(module, functools.partial(hook, name)).remove)
-            yield
+
+@contextlib.contextmanager
+def _gradients(modules: Mapping[str, nn.Module], notes: Mapping[str, Note]) -> Iterator[None]:
+    """Note what passes modules while a batch runs both ways."""
+
+    def attach(name: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.requires_grad and name in notes:  # else it depends on nothing that the layers before it do
+            rows, ids = args[0].detach(), args[1:]
+            output.register_hook(lambda gradient: notes[name](rows, gradient, *ids))
+
+    with _hooks(modules, nn.Module.register_forward_hook, attach):
+        yield
 
 
-def _squares(rows: Tensor, gradient: Tensor) -> Tensor:
-    """Squared lengths of g x^T, summed over each window before they are squared, and squared token by token.
-
-    Args:
-        rows: x, `[n, length, in]`.
-        gradient: g, `[n, length, out]`.
-
-    Returns:
-        `[2]`, both summed over windows.
-    """
-    together = (gradient @ gradient.mT * (rows @ rows.mT)).sum()
-    apart = (gradient.square().sum(-1) * rows.square().sum(-1)).sum()
-    return torch.stack([together, apart])
+@contextlib.contextmanager
+def _hooks(modules: Mapping[str, nn.Module], register: Callable[..., Any], hook: Callable[..., None]) -> Iterator[None]:
+    with contextlib.ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.callback(register(module, functools.partial(hook, name)).remove)
+        yield
 
 
 @torch.no_grad()
