@@ -42,7 +42,7 @@ from hf_hyper.encoders.shift import DISTORTION
 from hf_hyper.nn.replace import hyper_modules, weight_of
 from hf_hyper.nn.stored import HyperLayer, decode_experts, relative_error
 from hf_hyper.pipeline.allocate import bits_by_loss
-from hf_hyper.pipeline.expected_losses import expected_losses
+from hf_hyper.pipeline.expected_losses import ExpectedLoss, expected_losses
 from hf_hyper.pipeline.fit import can_fit, fit_scales_to_loss
 from hf_hyper.pipeline.gradients import layer_backward, layer_forward, states_by_layer, top_gradients
 from hf_hyper.pipeline.module import filled
@@ -120,10 +120,10 @@ class _Job:
     store: TensorStore
     question: str
     bar: Any
-    losses: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, ExpectedLoss] = field(default_factory=dict)
     measured: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def choose_rates(self, losses: dict[str, float], average: float) -> None:
+    def choose_rates(self, losses: dict[str, ExpectedLoss], average: float) -> None:
         """Spend the bits that the other modules leave where they spare the most of the losses."""
         if not losses:
             return
@@ -131,7 +131,8 @@ class _Job:
         others = sum(self.plans[name].scheme.bits * size for name, size in sizes.items() if name not in losses)
         own = {name: sizes[name] for name in losses}
         left = (average * sum(sizes.values()) - others) / sum(own.values())
-        for name, bits in bits_by_loss(own, losses, left).items():
+        felt = {name: loss.among_others for name, loss in losses.items()}
+        for name, bits in bits_by_loss(own, felt, left).items():
             plan = self.plans[name]
             self.plans[name] = dataclasses.replace(plan, scheme=dataclasses.replace(plan.scheme, bits=bits))
         self.losses = losses
@@ -167,7 +168,7 @@ class _Job:
         measured = _errors(weight, layer, knowledge)
         self.model.set_submodule(name, layer)
         if name in self.losses:
-            measured["expected_loss"] = self.losses[name] * DISTORTION[int(plan.scheme.bits)]
+            measured["expected_loss"] = self.losses[name].alone * DISTORTION[int(plan.scheme.bits)]
         self.measured[name] = {**measured, "seconds": time.perf_counter() - started}
         self.bar.update()
 

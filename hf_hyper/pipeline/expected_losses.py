@@ -7,6 +7,7 @@ so there is a pass of its own over an eighth of the text: moments from one half 
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,23 @@ from hf_hyper.pipeline.stack import Stack
 from hf_hyper.plan import Plan
 from hf_hyper.rounding import Sensitivity
 
-__all__ = ["expected_losses"]
+__all__ = ["ExpectedLoss", "expected_losses"]
 
 SHARE = 16
 """One window of so many is taken for the moments, and one for the damage, but at least one batch for each."""
+
+
+@dataclass(frozen=True)
+class ExpectedLoss:
+    """What a distortion of one in the code of a weight would cost.
+
+    Attributes:
+        alone: Divergence from the original model in nats a token, if no other weight is coded.
+        among_others: A measure to compare weights by that are coded together; see `rounding/sensitivity.py`.
+    """
+
+    alone: float
+    among_others: float
 
 
 def expected_losses(
@@ -30,8 +44,8 @@ def expected_losses(
     gradients: Tensor,
     modules: Callable[[int], Mapping[str, nn.Module]],
     plans: Mapping[str, Plan],
-) -> dict[str, float]:
-    """Divergence from the original, in nats a token, that a distortion of one in a weight's code would cost.
+) -> dict[str, ExpectedLoss]:
+    """How much the loss would feel the code of every weight.
 
     Args:
         stack: Layers, none of them compressed.
@@ -48,7 +62,8 @@ def expected_losses(
     chosen = torch.arange(2 * count, device=gradients.device) * windows // (2 * count)
     known_by, judged_by = chosen[::2], chosen[1::2]
     first, second = gradients[known_by], gradients[judged_by]
-    losses: dict[str, float] = {}
+    tokens = second[..., 0].numel()
+    losses: dict[str, ExpectedLoss] = {}
     for index in logging.tqdm(range(len(stack) - 1, -1, -1), desc="Choosing rates", unit="layer"):
         own = modules(index)
         known = layer_backward(stack, index, states[index, known_by], own, first)
@@ -57,5 +72,6 @@ def expected_losses(
             found[name] = Sensitivity(weight_of(own[name]), plans[name].scheme, known.pop(name), name=name)
         watch = {name: each.add for name, each in found.items()}
         layer_gradients(stack, index, states[index, judged_by], own, second, watch)
-        losses.update({name: each.damage / 2 / second[..., 0].numel() for name, each in found.items()})
+        for name, each in found.items():
+            losses[name] = ExpectedLoss(each.alone / 2 / tokens, each.among_others / 2 / tokens)
     return losses

@@ -4,7 +4,7 @@ The same stored tensors as `codec.quantize`, found differently: tile by tile wit
 again, all in the metric of the layer's second moments. Plain LDLQ is the case without gradients.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from hf_hyper.encoders.shift import decode_tiles, encode_tiles, first_scale, sto
 from hf_hyper.errors import ConfigError
 from hf_hyper.rotation.incoherence import rotate_input, rotate_output, rotate_weight, unrotate_output
 from hf_hyper.rounding.feedback import round_with_feedback
-from hf_hyper.rounding.moments import Moment, block_factor, both_sides, own_diagonal, regularized, trust
+from hf_hyper.rounding.moments import Moment, block_factor, both_sides, regularized, trust
 from hf_hyper.rounding.scales import fit_scales
 from hf_hyper.scheme import TILE, TensorScheme
 
@@ -122,20 +122,19 @@ def _input_metric(moment: Moment, scheme: TensorScheme, damping: float | None) -
     """
     key = (scheme.padded_in, scheme.input_blocks, scheme.seed, damping)
     if key not in moment.derived:
-        metric = _metric(moment, lambda x: rotate_input(x, scheme), damping)
+        halves = tuple(both_sides(half, lambda x: rotate_input(x, scheme)) for half in moment.halves)
+        metric = _metric(halves, moment.counts, damping)
         moment.derived[key] = metric, block_factor(metric, TILE)
     return moment.derived[key]
 
 
 def _output_metric(moment: Moment, out_scale: Tensor, scheme: TensorScheme) -> Tensor:
     """Moment of the gradients at the rotated outputs in units of `out_scale`, regularized: `[padded_out] * 2`."""
-    return _metric(moment, lambda y: rotate_output(y * out_scale, scheme))
+    halves = tuple(both_sides(half, lambda y: rotate_output(y * out_scale, scheme)) for half in moment.halves)
+    return _metric(halves, moment.counts)
 
 
-def _metric(moment: Moment, rotate: Callable[[Tensor], Tensor], damping: float | None = None) -> Tensor:
-    mean = both_sides(moment.mean(), rotate)
-    if damping is not None:
-        return regularized(mean, damping)
-    first, second = (both_sides(half, rotate) for half in moment.halves)
-    target = own_diagonal(moment.mean(), rotate)
-    return regularized(mean, trust((first, second), TILE, target), target)
+def _metric(halves: tuple[Tensor, ...], counts: Sequence[int], damping: float | None = None) -> Tensor:
+    first, second = halves
+    mean = (first * counts[0] + second * counts[1]) / max(sum(counts), 1)
+    return regularized(mean, trust((first, second), TILE) if damping is None else damping)

@@ -15,16 +15,13 @@ from torch import Tensor
 
 from hf_hyper.errors import ShapeError
 
-__all__ = ["Moment", "block_factor", "both_sides", "own_diagonal", "regularized", "trust"]
+__all__ = ["Moment", "block_factor", "both_sides", "regularized", "trust"]
 
 CANDIDATES = tuple(10.0 ** (exponent / 2) for exponent in range(-6, 5))
-"""Strengths that `trust` chooses among, in units of the mean of the diagonal."""
+"""Strengths of the identity that `trust` chooses among, in units of the mean of the diagonal."""
 
 START = 0.1
 """Strength at which `trust` begins."""
-
-DIAGONAL = 0.9
-"""Share of the diagonal in what moments are strengthened with; the identity has the rest."""
 
 PANEL = 256
 """Rows of a moment that are summed together; what lies left of the diagonal panel is the mirror of the rest."""
@@ -91,38 +88,17 @@ class Moment:
         return _symmetric(self._upper.sum(0)) / max(sum(self.counts), 1)
 
 
-def regularized(moment: Tensor, strength: float, target: Tensor | None = None) -> Tensor:
-    """`moment` in units of its mean diagonal plus `strength` times `target` (`own_diagonal`; None takes the identity).
-
-    The identity where the moment is zero.
-    """
+def regularized(moment: Tensor, strength: float) -> Tensor:
+    """`moment` in units of its mean diagonal plus `strength` times the identity; the identity where it is zero."""
     level = moment.diagonal().mean()
     identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
     if not level > 0:
         return identity
-    return (moment + moment.T) / (2 * level) + strength * (identity if target is None else target)
+    return (moment + moment.T) / (2 * level) + strength * identity
 
 
-def own_diagonal(moment: Tensor, rotate: Callable[[Tensor], Tensor]) -> Tensor:
-    """What a rotated moment is strengthened with: its diagonal before the rotation, and a little of the identity.
-
-    Some coordinates are always larger than others, which far less text tells than how they depend on each other.
-
-    Args:
-        moment: `[n, n]`, before the rotation.
-        rotate: Rows `[..., n]` to `[..., m]`.
-
-    Returns:
-        `[m, m]` with a mean diagonal of one; the identity where the moment is zero.
-    """
-    rotated = both_sides(moment.diagonal().diag(), rotate)
-    identity = torch.eye(len(rotated), dtype=moment.dtype, device=moment.device)
-    level = rotated.diagonal().mean()
-    return torch.lerp(identity, rotated / level, DIAGONAL) if level > 0 else identity
-
-
-def trust(halves: tuple[Tensor, Tensor], block: int, target: Tensor | None = None) -> float:
-    """Strength of the target (`regularized`) with which one half of a text serves the other best.
+def trust(halves: tuple[Tensor, Tensor], block: int) -> float:
+    """Strength of the identity with which one half of a text serves the other best.
 
     With the factor L of a regularized moment (`block_factor`), feedback rounding turns white rounding noise n into the
     error n L^-1. Its damage on text that the factor has not seen is tr(L^-1 M L^-T) with that text's moment M. Both
@@ -132,7 +108,6 @@ def trust(halves: tuple[Tensor, Tensor], block: int, target: Tensor | None = Non
     Args:
         halves: Two `[n, n]` moments of different text.
         block: Width of the blocks that are rounded together; it divides n.
-        target: `[n, n]`; None takes the identity.
 
     Returns:
         One of `CANDIDATES`; the largest where a half is empty.
@@ -140,13 +115,13 @@ def trust(halves: tuple[Tensor, Tensor], block: int, target: Tensor | None = Non
     first, second = (half[:WIDTH, :WIDTH] for half in halves)
     if not (first.diagonal().sum() > 0 and second.diagonal().sum() > 0):
         return CANDIDATES[-1]
-    target = None if target is None else target[:WIDTH, :WIDTH]
+
     roots = [_root(regularized(half, 0.0)) for half in (first, second)]
 
     @functools.cache
     def damage(candidate: int) -> float:
-        seen = (block_factor(regularized(half, CANDIDATES[candidate], target), block) for half in (first, second))
-        return sum(_damage(factor, root) for factor, root in zip(seen, reversed(roots), strict=True))
+        strength = CANDIDATES[candidate]
+        return _damage(first, roots[1], strength, block) + _damage(second, roots[0], strength, block)
 
     best = CANDIDATES.index(START)
     for step in (1, -1):  # the damage falls to one minimum and rises
@@ -193,6 +168,7 @@ def _symmetric(upper: Tensor) -> Tensor:
     return upper.triu() + upper.triu(1).T
 
 
-def _damage(factor: Tensor, root: Tensor) -> float:
-    """tr(L^-1 M L^-T) with the factor L of one moment and the root of the other, M = root root^T."""
-    return float(torch.linalg.solve_triangular(factor, root, upper=False).square().sum())
+def _damage(seen: Tensor, unseen_root: Tensor, strength: float, block: int) -> float:
+    """tr(L^-1 M L^-T) with the factor L of one moment and the root of the other, M = unseen_root unseen_root^T."""
+    factor = block_factor(regularized(seen, strength), block)
+    return float(torch.linalg.solve_triangular(factor, unseen_root, upper=False).square().sum())

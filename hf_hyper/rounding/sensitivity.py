@@ -10,8 +10,10 @@ Tokens are summed before they are squared: where attention gathers the outputs o
 in the weight moves them all alike. And the windows are others than those of the moments: what feedback was taught by
 one text helps another less.
 
-Against the divergence measured with one tensor of SmolLM2's twin compressed to 3 bits it is 0.9 to 1.1 times as much in
-the mean and scatters by a factor of 1.3 (one deviation, 28 tensors; `NOTES.md`).
+Against the divergence measured with one tensor of SmolLM2's twin compressed to 3 bits that is 0.9 to 1.1 times as much
+in the mean and scatters by a factor of 1.3 (one deviation, 28 tensors; `NOTES.md`). Rates chosen by it do worse than it
+promises: some tokens are damaged most by every tensor, and cannot lose without end. So there is a second measure, for
+tensors that are compressed together: with every token divided by the length of its gradient, as in the moments.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +36,9 @@ STRENGTH = 0.1
 
 
 class Sensitivity:
-    """Damage that the code of one weight will do to a text.
+    """Damage that the code of one weight will do to a text, for every unit of the code's distortion.
+
+    Distortions are in `encoders.shift.DISTORTION`.
 
     Args:
         weight: `[out_features, in_features]`, with the number of experts in front for a bank of experts.
@@ -56,14 +60,17 @@ class Sensitivity:
                 _Noise(own, scheme, known, f"{name}[{expert}]")
                 for expert, (own, known) in enumerate(zip(weight, knowledge.by_expert(), strict=True))
             ]
-        self._damage = torch.zeros((), device=weight.device)
+        self._damage = torch.zeros(2, device=weight.device)
 
     @property
-    def damage(self) -> float:
-        """Twice the divergence in nats, summed over the windows that were added, for every unit of the code's
-        distortion (`encoders.shift.DISTORTION`).
-        """
-        return float(self._damage)
+    def alone(self) -> float:
+        """Twice the divergence in nats, summed over the windows that were added, if no other weight is coded."""
+        return float(self._damage[0])
+
+    @property
+    def among_others(self) -> float:
+        """The same with every token divided by the length of its gradient, in units of the mean length."""
+        return float(self._damage[1])
 
     def add(self, rows: Tensor, gradient: Tensor, ids: Tensor | None = None) -> None:
         """Count what passed the layer.
@@ -94,10 +101,13 @@ class _Noise:
         self.outputs = self._factor(knowledge.outputs, self._rotate_output)
 
     def damage(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """Of noise of variance one in units of the rows' deviations, in the mean: a number for all windows."""
+        """`alone` and `among_others`, of noise of variance one in units of the rows' deviations."""
+        length = gradient.float().norm(dim=-1, keepdim=True)
         x = _solve(self.inputs, self._rotate_input(rows.float()))
         g = _solve(self.outputs, self._rotate_output(gradient.float())) * self.deviation
-        return (g @ g.mT * (x @ x.mT)).sum()
+        pairs = g @ g.mT * (x @ x.mT)
+        root = (length.mean() / length.clamp(min=torch.finfo(length.dtype).tiny)).sqrt()
+        return torch.stack([pairs.sum(), (pairs * root * root.mT).sum()])
 
     def _rotate_input(self, x: Tensor) -> Tensor:
         return rotate_input(x, self.scheme)

@@ -32,7 +32,7 @@ class Text:
             self.states = states_by_layer(self.stack, folder)
         self.gradients = top_gradients(self.stack, self.states[-1], seed=0)
 
-    def expected(self) -> dict[str, float]:
+    def expected(self) -> dict[str, expected.ExpectedLoss]:
         """Losses of the feed-forward layers, whose weights lie transposed in the model."""
         layers = [
             {f"transformer.h.{i}.mlp.{name}": layer.mlp.get_submodule(name) for name in ("c_fc", "c_proj")}
@@ -47,17 +47,23 @@ class Text:
         return expected.expected_losses(self.stack, self.states, self.gradients, layers.__getitem__, plans)
 
 
-@torch.no_grad()
-def test_losses_are_nats_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Noise that is white in the weight itself costs what its second moments foretell."""
+class WhiteNoise:
+    """In the place of `Sensitivity`: noise that is white in the weight itself, without feedback."""
 
-    def damage(weight: Tensor, scheme: TensorScheme, knowledge: Knowledge, *, name: str) -> float:
+    def __init__(self, weight: Tensor, scheme: TensorScheme, knowledge: Knowledge, *, name: str) -> None:
         assert knowledge.outputs is not None
         assert tuple(weight.shape) == (scheme.out_features, scheme.in_features)
-        traces = float(knowledge.inputs.mean().trace() * knowledge.outputs.mean().trace())
-        return sum(knowledge.inputs.counts) * traces * knowledge.accumulation
+        self.alone = self.among_others = 0.0
 
-    monkeypatch.setattr(expected, "sensitivity", damage)
+    def add(self, rows: Tensor, gradient: Tensor) -> None:
+        self.alone += float((gradient.float().mT @ rows.float()).square().sum())
+
+
+@torch.no_grad()
+def test_losses_are_nats_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """White noise costs what gradients of the weight, summed over windows, foretell."""
+    monkeypatch.setattr(expected, "Sensitivity", WhiteNoise)
+    monkeypatch.setattr(expected, "SHARE", 2)
     text = Text(tmp_path, windows=64)
     wanted = text.model(text.ids).logits.flatten(0, 1)
     for name, loss in text.expected().items():
@@ -68,25 +74,37 @@ def test_losses_are_nats_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             found.append(token_divergence(wanted, text.model(text.ids).logits.flatten(0, 1))[0].mean())
         weight.copy_(kept)
         # Four draws of 9216 numbers, most of them in few directions that matter: 10 %.
-        assert float(torch.stack(found).mean()) == pytest.approx(deviation**2 * loss, rel=0.2)
+        assert float(torch.stack(found).mean()) == pytest.approx(deviation**2 * loss.alone, rel=0.2)
 
 
-@pytest.mark.parametrize(("windows", "chosen"), [(2, [0, 1]), (6, [0, 3]), (30, [0, 15]), (34, [0, 8, 17, 25])])
+@pytest.mark.parametrize(
+    ("windows", "known_by", "judged_by"),
+    [
+        (2, [0, 1], [0, 1]),
+        (6, [0, 3], [1, 4]),
+        (34, [0, 17], [8, 25]),
+        (66, [0, 16, 33, 49], [8, 24, 41, 57]),
+    ],
+)
 def test_windows_are_spread_over_the_text(
-    windows: int, chosen: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    windows: int, known_by: list[int], judged_by: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, seen = Text(tmp_path, windows), []
-    whole = expected.layer_backward
 
-    def note(stack, index, states, modules, gradients, **options):
-        seen.append((index, states.clone(), gradients.clone()))
-        return whole(stack, index, states, modules, gradients, **options)
+    def noted(whole):
+        def note(stack, index, states, modules, gradients, *notes):
+            seen.append((index, states.clone(), gradients.clone()))
+            return whole(stack, index, states, modules, gradients, *notes)
 
-    monkeypatch.setattr(expected, "layer_backward", note)
+        return note
+
+    monkeypatch.setattr(expected, "layer_backward", noted(expected.layer_backward))
+    monkeypatch.setattr(expected, "layer_gradients", noted(expected.layer_gradients))
     text.expected()
-    assert [index for index, *_ in seen] == [1, 0]
-    assert all(torch.equal(states, text.states[index, chosen]) for index, states, _ in seen)
-    assert torch.equal(seen[0][2], text.gradients[chosen])
+    assert [index for index, *_ in seen] == [1, 1, 0, 0]
+    for (index, states, gradients), chosen in zip(seen, [known_by, judged_by] * 2, strict=True):
+        assert torch.equal(states, text.states[index, chosen])
+        assert index == 0 or torch.equal(gradients, text.gradients[chosen])
 
 
 def test_looking_changes_nothing(tmp_path: Path) -> None:

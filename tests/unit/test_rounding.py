@@ -1,7 +1,5 @@
 """Rounding with feedback: factors, order of the tiles, scales, and moments that are no use."""
 
-import dataclasses
-
 import pytest
 import torch
 from torch import Tensor
@@ -9,9 +7,17 @@ from torch import Tensor
 from hf_hyper import codec
 from hf_hyper.encoders.shift import DISTORTION
 from hf_hyper.errors import ConfigError, ShapeError
-from hf_hyper.rounding import Knowledge, Moment, output_error, quantize_calibrated, sensitivity
+from hf_hyper.rounding import (
+    ExpertKnowledge,
+    ExpertMoments,
+    Knowledge,
+    Moment,
+    Sensitivity,
+    output_error,
+    quantize_calibrated,
+)
 from hf_hyper.rounding.feedback import round_with_feedback
-from hf_hyper.rounding.moments import block_factor, left_by_feedback, regularized, trust
+from hf_hyper.rounding.moments import block_factor, regularized, trust
 from hf_hyper.rounding.scales import fit_scales
 from hf_hyper.scheme import TensorScheme
 
@@ -86,31 +92,49 @@ def test_feedback_lowers_the_damage_it_knows_of() -> None:
     assert damage(two, inputs, outputs) < 0.5 * damage(one, inputs, outputs)
 
 
-def test_what_feedback_leaves_of_white_noise() -> None:
-    matrix = moment(correlated(64)).mean()
-    factor = block_factor(regularized(matrix, 0.1), 16)
-    noise = torch.randn(20000, 64, generator=torch.Generator().manual_seed(1))
-    error = torch.linalg.solve_triangular(factor, noise, upper=False, left=False)
-    left = left_by_feedback(matrix, 16)
-    assert damage(error, matrix) / len(noise) == pytest.approx(left, rel=0.05)
-    assert left < 0.5 * float(matrix.trace())
-    assert left_by_feedback(torch.eye(32), 16) == pytest.approx(32)
-    assert left_by_feedback(torch.zeros(32, 32), 16) == 0
-
-
 @pytest.mark.parametrize("bits", [2, 3, 5])
 def test_the_damage_of_rounding_is_foreseen(bits: int) -> None:
+    """By text that the moments have not seen; tokens of a window are summed before they are squared."""
     torch.manual_seed(0)
     weight = torch.randn(96, 160) * (0.5 + torch.rand(96, 1))
-    inputs, outputs = (torch.randn(2000, width).cumsum(1) * 0.3 + torch.randn(2000, width) for width in (160, 96))
-    knowledge = Knowledge(moment(inputs), moment(outputs))
-    scheme = TensorScheme("shift", bits, 96, 160)
-    error = weight - codec.dequantize(quantize_calibrated(weight, scheme, "balanced", knowledge), scheme)
-    found = len(inputs) * damage(error, knowledge.inputs.mean(), knowledge.outputs.mean())
-    foreseen = sensitivity(weight, scheme, knowledge)
-    assert foreseen * DISTORTION[bits] == pytest.approx(found, rel=0.3)
-    together = dataclasses.replace(knowledge, accumulation=3.0)
-    assert sensitivity(weight, scheme, together) == pytest.approx(3 * foreseen)
+    seen = [torch.randn(4000, width).cumsum(1) * 0.3 + torch.randn(4000, width) for width in (160, 96)]
+    knowledge = Knowledge(*[moment(rows[:2000]) for rows in seen])
+    x, g = (rows[2000:].view(200, 10, -1) for rows in seen)
+    # Tokens of a window partly agree, as those that attention gathers do.
+    x, g = (rows + 2 * rows.mean(1, keepdim=True) for rows in (x, g))
+    found, foreseen = torch.zeros(2), torch.zeros(2)
+    for seed in range(4):
+        scheme = TensorScheme("shift", bits, 96, 160, seed=seed)
+        error = weight - codec.dequantize(quantize_calibrated(weight, scheme, "balanced", knowledge), scheme)
+        tokens = ((g @ error) * x).sum(-1)
+        found += torch.stack([tokens.sum(1).square().sum(), tokens.square().sum()])
+        for place, rows in enumerate([(x, g), (x.flatten(0, 1), g.flatten(0, 1))]):
+            sensitivity = Sensitivity(weight, scheme, knowledge)
+            sensitivity.add(*rows)
+            foreseen[place] += sensitivity.alone * DISTORTION[bits]
+    assert found[0] > 2 * found[1]
+    assert foreseen.tolist() == pytest.approx(found.tolist(), rel=0.25)
+
+
+def test_sensitivity_is_a_sum_over_text_and_experts() -> None:
+    torch.manual_seed(0)
+    weight, scheme = torch.randn(2, 48, 32), TensorScheme("shift", 3.0, 48, 32)
+    inputs, outputs = ExpertMoments(2, 32), ExpertMoments(2, 48)
+    x, g, ids = torch.randn(600, 32), torch.randn(600, 48), torch.arange(600) % 3  # 2 is no expert
+    for half in (0, 1):
+        inputs.add(x[half::2], ids[half::2], half)
+        outputs.add(g[half::2], ids[half::2], half)
+    knowledge = ExpertKnowledge(inputs, outputs)
+    bank = Sensitivity(weight, scheme, knowledge)
+    bank.add(x[:300], g[:300], ids[:300])
+    bank.add(x[300:], g[300:], ids[300:])
+    alone = 0.0
+    for expert, known in enumerate(knowledge.by_expert()):
+        one = Sensitivity(weight[expert], scheme, known)
+        one.add(x[ids == expert], g[ids == expert])
+        alone += one.alone
+    assert bank.alone == pytest.approx(alone, rel=1e-4)
+    assert alone > 0
 
 
 def test_rows_of_scale_zero_stay_zero() -> None:
