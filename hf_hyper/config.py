@@ -6,6 +6,7 @@ taken when it was written. Run-time choices (kernels, threads) are not here.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ class HyperConfig(QuantizationConfigMixin):
     Args:
         bits: Average code bits per weight over the compressed tensors, any real number from 1 to 8. `shift` stores
             whole bits, `winding` whole bits a code: between two of them some tensors get more than others.
-            Scales add about 32 / in_features bits. 4 is a good start, 3 and 2 suit larger models.
+            Scales add about 32 / in_features bits. 4 is a good start, 3 and 2 suit larger models. `"auto"` takes as few
+            as `max_kl` allows.
         hyperfunction: `"shift"` (best quality per bit) or `"winding"` (the method of arXiv 2409.00592).
         effort: How long to search: `"fast"`, `"balanced"` or `"best"`. Changes quality and compression time, never the
             format or the speed of the model. Calibrated weights are searched in full from `"balanced"` on.
@@ -55,6 +57,9 @@ class HyperConfig(QuantizationConfigMixin):
             alike and gives the next bit to small tensors between two of them. None takes `"loss"` where `rounding`
             knows the loss (`"fit"`, `"fisher"`), else `"size"`. `"loss"` takes an eighth of a backward pass
             over the text more.
+        max_kl: With `bits="auto"`, the divergence from the original model, in nats a token, that is expected of the
+            rounding, before the fit. It is a forecast: what comes out is mostly less, at 2 bits and below up to a half
+            more. Weights that calibration does not reach are stored with 8 bits. Needs `allocation="loss"`.
         modules_to_not_convert: Names of modules that stay as they are, with transformers' semantics: None leaves the
             output head, whatever is tied to it and the last module; a list replaces that default.
         compress_embeddings: Compress embedding tables too; those tied to another module stay as they are.
@@ -75,13 +80,14 @@ class HyperConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
-        bits: float = 4.0,
+        bits: "float | str" = 4.0,
         hyperfunction: str = "shift",
         effort: str = "balanced",
         calibration: "str | Path | Sequence[str] | None" = None,
         calibration_tokens: int = 32768,
         rounding: str = "fit",
         allocation: str | None = None,
+        max_kl: float | None = None,
         modules_to_not_convert: list[str] | None = None,
         compress_embeddings: bool = False,
         winding: "WindingOptions | Mapping[str, Any] | None" = None,
@@ -93,13 +99,14 @@ class HyperConfig(QuantizationConfigMixin):
         self.quant_method = "hyper"  # pyright: ignore[reportAttributeAccessIssue]
         unknown.pop("quant_method", None)
         _check_version(format_version)
-        self.bits = bits
+        self.bits: float = MAX_BITS if bits == "auto" else bits  # pyright: ignore[reportAttributeAccessIssue]
         self.hyperfunction = hyperfunction
         self.effort = effort
         self.calibration = calibration
         self.calibration_tokens = calibration_tokens
         self.rounding = rounding
         self.allocation = allocation
+        self.max_kl = max_kl
         self.modules_to_not_convert = modules_to_not_convert
         self.compress_embeddings = compress_embeddings
         self.winding = winding
@@ -110,13 +117,16 @@ class HyperConfig(QuantizationConfigMixin):
             self.__dict__.update(unknown)
         else:
             self._check(unknown)
+            self._check_max_kl(bits == "auto")
 
     def _check(self, unknown: Mapping[str, Any]) -> None:
         bits, seed, skipped = self.bits, self.seed, self.modules_to_not_convert
         if unknown:
             raise ConfigError(f"HyperConfig has no option {sorted(unknown)}; see help(hf_hyper.HyperConfig)")
         if isinstance(bits, bool) or not isinstance(bits, int | float) or not MIN_BITS <= bits <= MAX_BITS:
-            raise ConfigError(f"bits is {bits!r}, wanted a number from {MIN_BITS} to {MAX_BITS}; 4 is a good start")
+            raise ConfigError(
+                f"bits is {bits!r}, wanted a number from {MIN_BITS} to {MAX_BITS} or 'auto'; 4 is a good start"
+            )
         if self.effort not in EFFORTS:
             raise ConfigError(f"effort is {self.effort!r}, wanted one of {', '.join(map(repr, EFFORTS))}")
         if self.rounding not in ROUNDINGS:
@@ -144,6 +154,23 @@ class HyperConfig(QuantizationConfigMixin):
         self.modules_to_not_convert = None if skipped is None else list(skipped)
         self.winding = _winding_options(self.winding)
         hyperfunctions.get(self.hyperfunction).resolve(self.bits, self._options())
+
+    def _check_max_kl(self, automatic: bool) -> None:
+        bound = self.max_kl
+        if bound is None and not automatic:
+            return
+        if bound is None or not automatic:
+            found = "bits 'auto' without max_kl" if automatic else f"max_kl {bound!r} with bits {self.bits:g}"
+            raise ConfigError(f"got {found}, wanted both or neither; write bits='auto', max_kl=0.05")
+        if isinstance(bound, bool) or not isinstance(bound, int | float) or not 0 < bound < math.inf:
+            raise ConfigError(f"max_kl is {bound!r}, wanted a positive number of nats a token; 0.05 is a good start")
+        if not self.bits_follow_loss:
+            found = "no calibration" if self.calibration is None else f"rounding {self.rounding!r}"
+            found = f"allocation {self.allocation!r}" if self._knows_loss else found
+            raise ConfigError(
+                f"max_kl needs calibration with rounding 'fit' or 'fisher' and allocation 'loss', got {found}; leave "
+                "it out, or add what is missing"
+            )
 
     def _checked_calibration(self) -> str | list[str] | None:
         source, tokens = self.calibration, self.calibration_tokens

@@ -14,7 +14,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("source", metavar="SRC", help="Hub id, local folder or .gguf file")
     parser.add_argument("destination", metavar="DST", help="folder to make")
-    parser.add_argument("--bits", type=float, default=4.0, help="average bits per weight, 1 to 8 (default: 4)")
+    parser.add_argument(
+        "--bits", type=_rate, default=4.0, help="average bits per weight, 1 to 8, or auto with --max-kl (default: 4)"
+    )
+    parser.add_argument(
+        "--max-kl", metavar="X", type=float, help="with --bits auto: expected divergence in nats a token, e.g. 0.05"
+    )
     parser.add_argument("--hyperfunction", default="shift", help="shift or winding (default: shift)")
     parser.add_argument("--effort", default="balanced", help="fast, balanced or best (default: balanced)")
     parser.add_argument(
@@ -51,6 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
             calibration_tokens=arguments.calibration_tokens,
             rounding=arguments.rounding,
             allocation=arguments.allocation,
+            max_kl=arguments.max_kl,
             seed=arguments.seed,
         )
     except ConfigError as error:
@@ -69,3 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if arguments.push_to_hub is not None:
         print(f"uploaded to {arguments.push_to_hub}")
+
+
+def _rate(text: str) -> float | str:
+    return text if text == "auto" else float(text)

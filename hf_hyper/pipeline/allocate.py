@@ -1,7 +1,8 @@
 """Rates for the layers of a network.
 
 Without data small layers get more bits: `spread_bits` goes as far as that leads; `mixed_bits` stays with the two rates
-next to one that cannot be stored. `bits_by_loss` spends them where they spare the most of a loss that is known.
+next to one that cannot be stored. `bits_by_loss` spends them where they spare the most of a loss that is known, and
+`bits_within_loss` as few of them as keep such a loss within a bound.
 
 Where the relative error of each layer counts the same, and falls by 4 with every bit, the least sum of errors at a
 given average has
@@ -12,6 +13,7 @@ so small layers, which cost little, get more. Convolutional networks need it: th
 everything passes through them. The layers of a language model are nearly of one size, and all get nearly the same.
 """
 
+import bisect
 import heapq
 import math
 from collections.abc import Mapping
@@ -21,7 +23,10 @@ from hf_hyper.encoders.shift import DISTORTION
 from hf_hyper.errors import ConfigError
 from hf_hyper.hyperfunctions.winding import WindingOptions
 
-__all__ = ["bits_by_loss", "mixed_bits", "rates_between", "spread_bits"]
+__all__ = ["bits_by_loss", "bits_within_loss", "mixed_bits", "rates_between", "spread_bits"]
+
+STEPS = 32
+"""Averages to a bit that `bits_within_loss` tries."""
 
 
 def spread_bits(sizes: Mapping[str, int], average: float, step: float = 1.0, least: float = 2.0) -> dict[str, float]:
@@ -124,6 +129,42 @@ def bits_by_loss(sizes: Mapping[str, int], losses: Mapping[str, float], average:
         if bits[name] < most:
             heapq.heappush(steps, step(place))
     return {name: float(rate) for name, rate in bits.items()}
+
+
+def bits_within_loss(
+    sizes: Mapping[str, int], losses: Mapping[str, float], counted: Mapping[str, float], bound: float
+) -> dict[str, float]:
+    """Whole bits of every layer, of the least average that keeps a sum of losses within a bound.
+
+    Args:
+        sizes: Weights by name of the layer.
+        losses: By name, for a distortion of one: what `bits_by_loss` goes by.
+        counted: The same of the losses whose sum is bounded.
+        bound: On the sum of `counted` times the distortions.
+
+    Returns:
+        Bits by name.
+
+    Raises:
+        ConfigError: 8 bits for every layer are too few.
+
+    Example:
+        >>> bits_within_loss({"a": 100, "b": 100}, {"a": 1.0, "b": 9.0}, {"a": 1.0, "b": 9.0}, 0.1)
+        {'a': 2.0, 'b': 4.0}
+    """
+
+    def bits(step: int) -> dict[str, float]:
+        return bits_by_loss(sizes, losses, step / STEPS)
+
+    def expected(rates: Mapping[str, float]) -> float:
+        return sum(counted[name] * DISTORTION[int(rate)] for name, rate in rates.items())
+
+    steps = range(STEPS, 8 * STEPS + 1)
+    found = bisect.bisect_left(steps, True, key=lambda step: expected(bits(step)) <= bound)
+    if found == len(steps):
+        least = expected(bits(steps[-1]))
+        raise ConfigError(f"max_kl {bound:g} is below the {least:.2g} that 8 bits are expected to cost; raise it")
+    return bits(steps[found])
 
 
 def rates_between(config: HyperConfig, sizes: Mapping[str, int]) -> dict[str, float]:

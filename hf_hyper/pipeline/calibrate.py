@@ -10,7 +10,8 @@ Without gradients one pass forward does the first two. Layers outside the list a
 before the fit. Beside the model, memory holds at most
 
 - the second moments of one layer, in float32 and in two halves: 8 bytes for every pair of inputs and every pair of
-  outputs of each weight, of every expert that the text is sent to where there are experts;
+  outputs of each weight, of every expert that the text is sent to where there are experts; 4 more while rates are
+  chosen;
 - while a weight is rounded, 36 bytes for every pair of its inputs and of its outputs and 32 for every weight;
 - the activations of one batch in one layer, for a backward pass;
 - the text's hidden states twice: gradients, or inputs of the fit, and a batch or the beginning of the next;
@@ -41,7 +42,7 @@ from hf_hyper.config import FORMAT_VERSION, WITH_GRADIENTS
 from hf_hyper.encoders.shift import DISTORTION
 from hf_hyper.nn.replace import hyper_modules, weight_of
 from hf_hyper.nn.stored import HyperLayer, decode_experts, relative_error
-from hf_hyper.pipeline.allocate import bits_by_loss
+from hf_hyper.pipeline.allocate import bits_by_loss, bits_within_loss
 from hf_hyper.pipeline.expected_losses import ExpectedLoss, expected_losses
 from hf_hyper.pipeline.fit import can_fit, fit_scales_to_loss
 from hf_hyper.pipeline.gradients import layer_backward, layer_forward, states_by_layer, top_gradients
@@ -73,6 +74,7 @@ def compress_loaded(
     rounding: str = "fit",
     seed: int = 0,
     average: float | None = None,
+    max_kl: float | None = None,
 ) -> dict[str, dict[str, float]]:
     """Compress layers of a model in place.
 
@@ -87,6 +89,7 @@ def compress_loaded(
         seed: Of the tokens drawn from the model, and of the order in which the fit reads the text.
         average: Bits per weight over all plans, for rates of the calibrated ones to be chosen by the loss that is
             expected of them (with gradients only); None keeps the rates of the plans.
+        max_kl: Divergence in nats a token that may be expected of the calibrated weights, in the place of the average.
 
     Returns:
         `relative_error`, `output_error` where inputs are known, `expected_loss` where rates were chosen by it, and
@@ -104,7 +107,7 @@ def compress_loaded(
         if windows is not None:
             if store.folder is not None:
                 job.question += f",{_fingerprint([windows, *model.parameters()])}"
-            _compress_stack(job, windows.to(next(model.parameters()).device), seed, average)
+            _compress_stack(job, windows.to(next(model.parameters()).device), seed, average, max_kl)
         job.compress_rest()
     return {name: job.measured[name] for name in plans}
 
@@ -123,16 +126,19 @@ class _Job:
     losses: dict[str, ExpectedLoss] = field(default_factory=dict)
     measured: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def choose_rates(self, losses: dict[str, ExpectedLoss], average: float) -> None:
-        """Spend the bits that the other modules leave where they spare the most of the losses."""
+    def choose_rates(self, losses: dict[str, ExpectedLoss], average: float, max_kl: float | None) -> None:
+        """Spend the bits that the other modules leave, or as few as the bound allows, where they spare the most."""
         if not losses:
             return
         sizes = {name: plan.layout.num_weights for name, plan in self.plans.items()}
-        others = sum(self.plans[name].scheme.bits * size for name, size in sizes.items() if name not in losses)
         own = {name: sizes[name] for name in losses}
-        left = (average * sum(sizes.values()) - others) / sum(own.values())
         felt = {name: loss.among_others for name, loss in losses.items()}
-        for name, bits in bits_by_loss(own, felt, left).items():
+        if max_kl is None:
+            others = sum(self.plans[name].scheme.bits * size for name, size in sizes.items() if name not in losses)
+            rates = bits_by_loss(own, felt, (average * sum(sizes.values()) - others) / sum(own.values()))
+        else:
+            rates = bits_within_loss(own, felt, {name: loss.alone for name, loss in losses.items()}, max_kl)
+        for name, bits in rates.items():
             plan = self.plans[name]
             self.plans[name] = dataclasses.replace(plan, scheme=dataclasses.replace(plan.scheme, bits=bits))
         self.losses = losses
@@ -184,7 +190,7 @@ def _errors(weight: Tensor, layer: HyperLayer, knowledge: Knowledge | ExpertKnow
     return errors
 
 
-def _compress_stack(job: _Job, windows: Tensor, seed: int, average: float | None) -> None:
+def _compress_stack(job: _Job, windows: Tensor, seed: int, average: float | None, max_kl: float | None) -> None:
     """Compress the model's list of layers."""
     windows, batch_size = _whole_batches(windows)
     with _frozen(job.model), tempfile.TemporaryDirectory(prefix="hf-hyper-") as scratch:
@@ -198,7 +204,7 @@ def _compress_stack(job: _Job, windows: Tensor, seed: int, average: float | None
         gradients = top_gradients(stack, states[-1], seed)
         if average is not None:
             modules_of = functools.partial(_modules, stack, plans=job.plans)
-            job.choose_rates(expected_losses(stack, states, gradients, modules_of, job.plans), average)
+            job.choose_rates(expected_losses(stack, states, gradients, modules_of, job.plans), average, max_kl)
         for index in range(len(stack) - 1, -1, -1):
             modules = _modules(stack, index, job.plans)
             job.compress_all(layer_backward(stack, index, states[index], modules, gradients))

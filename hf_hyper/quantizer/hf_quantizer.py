@@ -43,7 +43,8 @@ class HyperHfQuantizer(HfQuantizer):
     Attributes:
         measured: Of every module that was compressed, what `compress_loaded` returns; without calibration
             `relative_error` and `seconds`.
-        calibrated: Text, number of tokens, rounding and allocation of the calibration, empty without one.
+        calibrated: Text, number of tokens, rounding and allocation of the calibration, and its `max_kl` if it has one;
+            empty without calibration.
     """
 
     requires_calibration = False
@@ -54,7 +55,7 @@ class HyperHfQuantizer(HfQuantizer):
         super().__init__(copy.deepcopy(quantization_config), **kwargs)
         self.dtype = torch.float32
         self.measured: dict[str, dict[str, float]] = {}
-        self.calibrated: dict[str, str | int] = {}
+        self.calibrated: dict[str, str | float] = {}
         self._plans: dict[str, Plan] = {}
         self._on_load: HyperQuantize | None = None
 
@@ -194,9 +195,15 @@ class HyperHfQuantizer(HfQuantizer):
             rounding=config.rounding,
             seed=config.seed,
             average=config.bits if config.bits_follow_loss else None,
+            max_kl=config.max_kl,
         )
+        sizes = []
         for name, layer in hyper_modules(model):
             config.record(name, layer.scheme, layer.layout)
+            sizes.append((layer.scheme.bits, layer.layout.num_weights))
+        if config.max_kl is not None:
+            self.calibrated["max_kl"] = config.max_kl
+            config.bits = sum(bits * size for bits, size in sizes) / sum(size for _, size in sizes)
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors to save, the sentinel among them; no metadata, whose order would differ from run to run."""

@@ -119,13 +119,25 @@ def test_bits_go_where_the_loss_feels_them(bits: float, folder: Path, tmp_path: 
     records = summarize(model).tensors
     assert [record.bits for record in records] == found
     expected = sum(record.expected_loss for record in records)
-    assert 0.3 * losses["loss"] < expected < losses["loss"]  # the sum over single tensors, by their second order
+    assert 0.7 * losses["loss"] < expected < 1.5 * losses["loss"]  # the sum over single tensors
 
     model.save_pretrained(tmp_path)
     ids = torch.arange(40).view(2, 20)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert rates(reloaded)[0] == found
     assert torch.equal(reloaded(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("max_kl", [0.4, 0.05])
+def test_a_loss_is_asked_for_in_the_place_of_bits(max_kl: float, folder: Path, tmp_path: Path) -> None:
+    assert main(["compress", str(folder), str(tmp_path / "out"), "--effort", "fast", "--bits", "auto", "--max-kl",
+                 str(max_kl), "--calibration", str(TINY), "--calibration-tokens", "16384"]) == 0  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert 0.5 * max_kl < kl(model, AutoModelForCausalLM.from_pretrained(folder), folder) < 1.1 * max_kl
+    saved = json.loads((tmp_path / "out" / "hyper_report.json").read_text())
+    assert saved["bits"] == model.config.quantization_config.bits == pytest.approx(rates(model)[1])
+    assert saved["max_kl"] == max_kl
+    assert 0.95 * max_kl < sum(tensor["expected_loss"] for tensor in saved["tensors"]) <= max_kl
 
 
 @pytest.mark.slow
@@ -139,7 +151,7 @@ def test_expected_losses_foretell_those_of_single_tensors(folder: Path) -> None:
         measured = compress_loaded(model, {name: plan}, text, "balanced", rounding="fisher", average=3.0)[name]
         assert model.get_submodule(name).scheme.bits == 3
         found.append(math.log(kl(model, original, folder) / measured["expected_loss"]))
-    mean, deviation = 0.31, 0.21  # of all 35 tensors, 2k tokens looked at: `rounding/NOTES.md`
+    mean, deviation = -0.62, 0.27  # of all 35 tensors: `rounding/NOTES.md`
     assert all(abs(each - mean) < 3 * deviation for each in found)
     assert abs(statistics.fmean(found) - mean) < 3 * deviation / len(found) ** 0.5
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from hf_hyper import ConfigError, HyperConfig, ShapeError, compress_module
 from hf_hyper.encoders.shift import DISTORTION
-from hf_hyper.pipeline.allocate import bits_by_loss, mixed_bits, rates_between, spread_bits
+from hf_hyper.pipeline.allocate import bits_by_loss, bits_within_loss, mixed_bits, rates_between, spread_bits
 from hf_hyper.pipeline.batchnorm import align_batch_norms, align_bias
 
 
@@ -60,6 +60,27 @@ def test_rates_by_loss_meet_the_average(average: float) -> None:
     spent = sum(bits[name] * size for name, size in sizes.items()) / sum(sizes.values())
     assert average * 0.995 <= spent <= average
     assert all(max(1, int(average) - 1) <= rate <= min(8, int(average) + 2) for rate in bits.values())
+
+
+@pytest.mark.parametrize("bound", [1e-3, 0.003, 0.05, 2.0, 1e6])
+def test_the_fewest_bits_within_a_loss(bound: float) -> None:
+    draw = torch.Generator().manual_seed(2)
+    sizes = {f"{layer}.{name}": size for layer in range(30) for name, size in {"q": 9, "k": 3, "up": 24}.items()}
+    losses = {name: size / 100 * float(3 ** torch.randn(1, generator=draw)) for name, size in sizes.items()}
+    counted = {name: loss * float(1.2 ** torch.randn(1, generator=draw)) for name, loss in losses.items()}
+    bits = bits_within_loss(sizes, losses, counted, bound)
+
+    def expected(rates: dict[str, float]) -> float:
+        return sum(counted[name] * DISTORTION[int(rate)] for name, rate in rates.items())
+
+    assert expected(bits) <= bound
+    average = sum(bits[name] * size for name, size in sizes.items()) / sum(sizes.values())
+    assert average == 1 or expected(bits_by_loss(sizes, losses, average - 0.05)) > bound
+
+
+def test_a_loss_that_8_bits_cannot_meet() -> None:
+    with pytest.raises(ConfigError, match=r"max_kl 1e-06 is below the 2.3e-05 that 8 bits are expected to cost"):
+        bits_within_loss({"a": 5}, {"a": 1.0}, {"a": 1.0}, 1e-6)
 
 
 def test_what_the_loss_does_not_feel_gets_least() -> None:

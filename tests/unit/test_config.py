@@ -52,6 +52,13 @@ def test_newer_format_asks_for_an_upgrade() -> None:
         ({"modules_to_not_convert": "lm_head"}, r"write \['lm_head'\]"),
         ({"winding": {"num_points": 5}}, "winding options given with hyperfunction 'shift'; choose 'winding'"),
         ({"hyperfunction": "winding", "winding": {"points": 5}}, "wanted a dict with keys from"),
+        ({"bits": "auto"}, "got bits 'auto' without max_kl, wanted both or neither"),
+        ({"max_kl": 0.1, "calibration": "self"}, "got max_kl 0.1 with bits 4, wanted both or neither"),
+        ({"bits": "auto", "max_kl": 0.1}, "max_kl needs calibration .* got no calibration; leave it out"),
+        ({"bits": "auto", "max_kl": 0.1, "calibration": "self", "rounding": "ldlq"}, "got rounding 'ldlq'"),
+        ({"bits": "auto", "max_kl": 0.1, "calibration": "self", "allocation": "size"}, "got allocation 'size'"),
+        ({"bits": "auto", "max_kl": 0, "calibration": "self"}, "max_kl is 0, wanted a positive number of nats"),
+        ({"bits": "auto", "max_kl": "low", "calibration": "self"}, "max_kl is 'low', wanted a positive number"),
         ({"group_size": 64}, r"HyperConfig has no option \['group_size'\]"),
     ],
 )
