@@ -73,9 +73,14 @@ def run(arguments: argparse.Namespace) -> None:
         f"{arguments.destination}: {len(report.tensors)} tensors at {report.bits_per_weight:.3f} bits per weight, "
         f"{report.size_bytes / 1e6:.2f} MB on disk, {report.bytes_16bit / report.size_bytes:.2f}x smaller than 16-bit"
     )
+    if report.expected_loss is not None:
+        print(f"rounding was expected to cost {report.expected_loss:.3g} nats a token; hf-hyper eval measures it")
     if arguments.push_to_hub is not None:
         print(f"uploaded to {arguments.push_to_hub}")
 
 
 def _rate(text: str) -> float | str:
-    return text if text == "auto" else float(text)
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'auto'") from None

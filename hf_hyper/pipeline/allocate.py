@@ -13,7 +13,6 @@ so small layers, which cost little, get more. Convolutional networks need it: th
 everything passes through them. The layers of a language model are nearly of one size, and all get nearly the same.
 """
 
-import bisect
 import heapq
 import math
 from collections.abc import Mapping
@@ -153,18 +152,13 @@ def bits_within_loss(
         {'a': 2.0, 'b': 4.0}
     """
 
-    def bits(step: int) -> dict[str, float]:
-        return bits_by_loss(sizes, losses, step / STEPS)
-
-    def expected(rates: Mapping[str, float]) -> float:
-        return sum(counted[name] * DISTORTION[int(rate)] for name, rate in rates.items())
-
-    steps = range(STEPS, 8 * STEPS + 1)
-    found = bisect.bisect_left(steps, True, key=lambda step: expected(bits(step)) <= bound)
-    if found == len(steps):
-        least = expected(bits(steps[-1]))
-        raise ConfigError(f"max_kl {bound:g} is below the {least:.2g} that 8 bits are expected to cost; raise it")
-    return bits(steps[found])
+    expected = math.inf
+    for step in range(STEPS, 8 * STEPS + 1):
+        rates = bits_by_loss(sizes, losses, step / STEPS)
+        expected = sum(counted[name] * DISTORTION[int(rate)] for name, rate in rates.items())
+        if expected <= bound:
+            return rates
+    raise ConfigError(f"max_kl {bound:g} is below the {expected:.2g} that 8 bits are expected to cost; raise it")
 
 
 def rates_between(config: HyperConfig, sizes: Mapping[str, int]) -> dict[str, float]:

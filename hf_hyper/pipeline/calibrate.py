@@ -1,7 +1,7 @@
 """Compress a model that is in memory, layer by layer, with knowledge of a calibration text.
 
 1. Forward through the layers; the hidden states between them go to a scratch file. Where rates are chosen by loss, back
-   over an eighth of the text, to see how much each weight matters (`expected_losses.py`).
+   over an eighth of the text, two batches at least, to see how much each weight matters (`expected_losses.py`).
 2. Backward from the loss, last layer first. Of every linear layer the second moments of its inputs and of the gradients
    at its outputs are taken; it is rounded with feedback, and the compressed layer takes its place.
 3. The row scales of the compressed model are fitted to its divergence from the original (`fit.py`).
@@ -10,8 +10,8 @@ Without gradients one pass forward does the first two. Layers outside the list a
 before the fit. Beside the model, memory holds at most
 
 - the second moments of one layer, in float32 and in two halves: 8 bytes for every pair of inputs and every pair of
-  outputs of each weight, of every expert that the text is sent to where there are experts; 4 more while rates are
-  chosen;
+  outputs of each weight, of every expert that the text is sent to where there are experts; while rates are chosen 4
+  more, of every expert;
 - while a weight is rounded, 36 bytes for every pair of its inputs and of its outputs and 32 for every weight;
 - the activations of one batch in one layer, for a backward pass;
 - the text's hidden states twice: gradients, or inputs of the fit, and a batch or the beginning of the next;
@@ -40,6 +40,7 @@ from transformers.utils import logging
 
 from hf_hyper.config import FORMAT_VERSION, WITH_GRADIENTS
 from hf_hyper.encoders.shift import DISTORTION
+from hf_hyper.errors import ConfigError
 from hf_hyper.nn.replace import hyper_modules, weight_of
 from hf_hyper.nn.stored import HyperLayer, decode_experts, relative_error
 from hf_hyper.pipeline.allocate import bits_by_loss, bits_within_loss
@@ -126,18 +127,21 @@ class _Job:
     losses: dict[str, ExpectedLoss] = field(default_factory=dict)
     measured: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def choose_rates(self, losses: dict[str, ExpectedLoss], average: float, max_kl: float | None) -> None:
+    def choose_rates(self, losses: dict[str, ExpectedLoss], average: float | None, max_kl: float | None) -> None:
         """Spend the bits that the other modules leave, or as few as the bound allows, where they spare the most."""
         if not losses:
+            if max_kl is not None:
+                raise ConfigError("no weight that calibration can round is to be compressed; give bits, not max_kl")
             return
         sizes = {name: plan.layout.num_weights for name, plan in self.plans.items()}
         own = {name: sizes[name] for name in losses}
         felt = {name: loss.among_others for name, loss in losses.items()}
-        if max_kl is None:
+        if max_kl is not None:
+            rates = bits_within_loss(own, felt, {name: loss.alone for name, loss in losses.items()}, max_kl)
+        else:
+            assert average is not None
             others = sum(self.plans[name].scheme.bits * size for name, size in sizes.items() if name not in losses)
             rates = bits_by_loss(own, felt, (average * sum(sizes.values()) - others) / sum(own.values()))
-        else:
-            rates = bits_within_loss(own, felt, {name: loss.alone for name, loss in losses.items()}, max_kl)
         for name, bits in rates.items():
             plan = self.plans[name]
             self.plans[name] = dataclasses.replace(plan, scheme=dataclasses.replace(plan.scheme, bits=bits))
@@ -202,7 +206,7 @@ def _compress_stack(job: _Job, windows: Tensor, seed: int, average: float | None
             return
         states = states_by_layer(stack, Path(scratch))
         gradients = top_gradients(stack, states[-1], seed)
-        if average is not None:
+        if average is not None or max_kl is not None:
             modules_of = functools.partial(_modules, stack, plans=job.plans)
             job.choose_rates(expected_losses(stack, states, gradients, modules_of, job.plans), average, max_kl)
         for index in range(len(stack) - 1, -1, -1):

@@ -2,10 +2,11 @@
 
 Rates that differ from tensor to tensor must be known before the pass that rounds, and moments come layer by layer in
 that pass. Keeping those of all layers would take 2.4 GB for SmolLM2-135M and 200 GB for a Llama of 8 billion weights;
-so there is a pass of its own over an eighth of the text: moments from one half of that, damage to the other half
-(`rounding/sensitivity.py`).
+so there is a pass of its own over an eighth of the text, two batches at least: moments from one half of that, damage to
+the other half (`rounding/sensitivity.py`).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from hf_hyper.errors import ShapeError
 from hf_hyper.nn.replace import weight_of
 from hf_hyper.pipeline.gradients import layer_backward, layer_gradients
 from hf_hyper.pipeline.stack import Stack
@@ -30,7 +32,8 @@ class ExpectedLoss:
     """What a distortion of one in the code of a weight would cost.
 
     Attributes:
-        alone: Divergence from the original model in nats a token, if no other weight is coded.
+        alone: Divergence from the original model in nats a token, if no other weight is coded; half the squared error
+            of the last hidden states for a model without a vocabulary.
         among_others: A measure to compare weights by that are coded together; see `rounding/sensitivity.py`.
     """
 
@@ -56,6 +59,9 @@ def expected_losses(
 
     Returns:
         By name of every module that the loss depends on.
+
+    Raises:
+        ShapeError: Gradients are not finite.
     """
     windows = len(gradients)
     count = stack.batch_size * max(1, windows // stack.batch_size // SHARE)
@@ -70,8 +76,14 @@ def expected_losses(
         found: dict[str, Sensitivity] = {}
         for name in list(known):
             found[name] = Sensitivity(weight_of(own[name]), plans[name].scheme, known.pop(name), name=name)
-        watch = {name: each.add for name, each in found.items()}
-        layer_gradients(stack, index, states[index, judged_by], own, second, watch)
+        watched = {name: own[name] for name in found}
+        notes = {name: each.add for name, each in found.items()}
+        layer_gradients(stack, index, states[index, judged_by], watched, second, notes)
         for name, each in found.items():
             losses[name] = ExpectedLoss(each.alone / 2 / tokens, each.among_others / 2 / tokens)
+            if not math.isfinite(losses[name].alone) or not math.isfinite(losses[name].among_others):
+                raise ShapeError(
+                    f"{name}: gradients of the calibration text are NaN or infinite; load the model in float32 or "
+                    "bfloat16, or give another text"
+                )
     return losses

@@ -152,7 +152,7 @@ def layer_gradients(
         states: Its inputs, `[n, length, hidden]`.
         modules: Linear modules and banks of experts of the layer by name.
         gradients: Gradient of the loss with respect to its outputs, as large; replaced by that of its inputs.
-        notes: By the same names; a module without one is not watched.
+        notes: What to do with it, by the same names.
     """
     for place, batch in stack.batches(states):
         with _gradients(modules, notes):
@@ -227,7 +227,7 @@ def _gradients(modules: Mapping[str, nn.Module], notes: Mapping[str, Note]) -> I
     """Note what passes modules while a batch runs both ways."""
 
     def attach(name: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if output.requires_grad and name in notes:  # else it depends on nothing that the layers before it do
+        if output.requires_grad:  # else it depends on nothing that the layers before it do
             rows, ids = args[0].detach(), args[1:]
             output.register_hook(lambda gradient: notes[name](rows, gradient, *ids))
 

@@ -117,6 +117,12 @@ class Report:
             return None
         return sum(error * size for error, size in known) / self.compressed_weights
 
+    @property
+    def expected_loss(self) -> float | None:
+        """Sum over the tensors; None unless all are known."""
+        known = [r.expected_loss for r in self.tensors if r.expected_loss is not None]
+        return sum(known) if known and len(known) == len(self.tensors) else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {

@@ -197,13 +197,12 @@ class HyperHfQuantizer(HfQuantizer):
             average=config.bits if config.bits_follow_loss else None,
             max_kl=config.max_kl,
         )
-        sizes = []
         for name, layer in hyper_modules(model):
             config.record(name, layer.scheme, layer.layout)
-            sizes.append((layer.scheme.bits, layer.layout.num_weights))
         if config.max_kl is not None:
             self.calibrated["max_kl"] = config.max_kl
-            config.bits = sum(bits * size for bits, size in sizes) / sum(size for _, size in sizes)
+            found = [(layer.scheme.bits, layer.layout.num_weights) for _, layer in hyper_modules(model)]
+            config.bits = sum(bits * size for bits, size in found) / sum(size for _, size in found)
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors to save, the sentinel among them; no metadata, whose order would differ from run to run."""

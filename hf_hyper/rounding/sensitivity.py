@@ -60,17 +60,18 @@ class Sensitivity:
                 _Noise(own, scheme, known, f"{name}[{expert}]")
                 for expert, (own, known) in enumerate(zip(weight, knowledge.by_expert(), strict=True))
             ]
-        self._damage = torch.zeros(2, device=weight.device)
+        self._sums = torch.zeros(4, device=weight.device)
 
     @property
     def alone(self) -> float:
         """Twice the divergence in nats, summed over the windows that were added, if no other weight is coded."""
-        return float(self._damage[0])
+        return float(self._sums[0])
 
     @property
     def among_others(self) -> float:
         """The same with every token divided by the length of its gradient, in units of the mean length."""
-        return float(self._damage[1])
+        _, damage, length, tokens = self._sums.tolist()
+        return damage * length / max(tokens, 1)
 
     def add(self, rows: Tensor, gradient: Tensor, ids: Tensor | None = None) -> None:
         """Count what passed the layer.
@@ -83,10 +84,10 @@ class Sensitivity:
         if rows.ndim == 2:
             rows, gradient = rows.unsqueeze(1), gradient.unsqueeze(1)
         if ids is None:
-            self._damage += self._noises[0].damage(rows, gradient)
+            self._sums += self._noises[0].sums(rows, gradient)
             return
         for expert, own in rows_by_expert(ids, len(self._noises)):
-            self._damage += self._noises[expert].damage(rows[own], gradient[own])
+            self._sums += self._noises[expert].sums(rows[own], gradient[own])
 
 
 class _Noise:
@@ -100,14 +101,18 @@ class _Noise:
         self.inputs = self._factor(knowledge.inputs, self._rotate_input)
         self.outputs = self._factor(knowledge.outputs, self._rotate_output)
 
-    def damage(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """`alone` and `among_others`, of noise of variance one in units of the rows' deviations."""
-        length = gradient.float().norm(dim=-1, keepdim=True)
+    def sums(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """Damage of noise of variance one in units of the rows' deviations, the same with every token divided by the
+        length of its gradient, these lengths, and how many there are: `[4]`, summed over windows.
+        """
+        gradient = gradient.float()
+        length = gradient.norm(dim=-1, keepdim=True)
         x = _solve(self.inputs, self._rotate_input(rows.float()))
-        g = _solve(self.outputs, self._rotate_output(gradient.float())) * self.deviation
+        g = _solve(self.outputs, self._rotate_output(gradient)) * self.deviation
         pairs = g @ g.mT * (x @ x.mT)
-        root = (length.mean() / length.clamp(min=torch.finfo(length.dtype).tiny)).sqrt()
-        return torch.stack([pairs.sum(), (pairs * root * root.mT).sum()])
+        root = length.sqrt().clamp(min=torch.finfo(length.dtype).tiny)
+        tokens = length.new_tensor(float(length.numel()))
+        return torch.stack([pairs.sum(), (pairs / root / root.mT).sum(), length.sum(), tokens])
 
     def _rotate_input(self, x: Tensor) -> Tensor:
         return rotate_input(x, self.scheme)
@@ -121,5 +126,5 @@ class _Noise:
 
 
 def _solve(factor: Tensor, rows: Tensor) -> Tensor:
-    """L^-1 v for rows v `[..., n]`."""
-    return torch.linalg.solve_triangular(factor.T, rows, upper=True, left=False)
+    """L^-1 v for rows v `[..., n]`, which are one matrix to the solver: it would copy L for each of several."""
+    return torch.linalg.solve_triangular(factor.T, rows.flatten(0, -2), upper=True, left=False).view_as(rows)

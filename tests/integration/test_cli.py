@@ -121,7 +121,7 @@ def test_eval_reads_a_text_file(stories: Path, tmp_path: Path, capsys: pytest.Ca
         (["compress", "a", "b", "--effort", "heroic"], "wanted one of 'fast', 'balanced', 'best'"),
         (["compress", "a", "b", "--allocation", "loss"], "allocation 'loss' needs calibration"),
         (["compress", "a", "b", "--bits", "auto"], "got bits 'auto' without max_kl"),
-        (["compress", "a", "b", "--bits", "few"], "argument --bits: invalid"),
+        (["compress", "a", "b", "--bits", "few"], "argument --bits: 'few' is neither a number nor 'auto'"),
         (["compress", "a", "b", "--seed", "-1"], "seed is -1"),
         (["eval", "a", "--seq-len", "1"], "--seq-len is 1, wanted 2 or more"),
         (["eval", "a", "--text", "missing.txt"], "--text missing.txt is not a file"),

@@ -39,6 +39,15 @@ def test_newer_format_asks_for_an_upgrade() -> None:
         HyperConfig.from_dict({"quant_method": "hyper", "format_version": 2, "something_new": True})
 
 
+def test_bits_that_are_not_known_yet_stay_open() -> None:
+    config = HyperConfig("auto", max_kl=0.05, calibration="self")
+    assert config.to_dict()["bits"] == "auto"
+    assert HyperConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    config.bits = 3.25
+    config.record("layer", config.scheme(32, 32, 3))
+    assert HyperConfig.from_dict(config.to_dict()).bits == 3.25
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

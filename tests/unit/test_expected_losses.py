@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_hyper.config import HyperConfig
+from hf_hyper.errors import ShapeError
 from hf_hyper.eval.kl import token_divergence
 from hf_hyper.pipeline import expected_losses as expected
 from hf_hyper.pipeline.gradients import states_by_layer, top_gradients
@@ -80,7 +81,7 @@ def test_losses_are_nats_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("windows", "known_by", "judged_by"),
     [
-        (2, [0, 1], [0, 1]),
+        (4, [0, 2], [1, 3]),
         (6, [0, 3], [1, 4]),
         (34, [0, 17], [8, 25]),
         (66, [0, 16, 33, 49], [8, 24, 41, 57]),
@@ -105,6 +106,13 @@ def test_windows_are_spread_over_the_text(
     for (index, states, gradients), chosen in zip(seen, [known_by, judged_by] * 2, strict=True):
         assert torch.equal(states, text.states[index, chosen])
         assert index == 0 or torch.equal(gradients, text.gradients[chosen])
+
+
+def test_gradients_that_are_not_finite(tmp_path: Path) -> None:
+    text = Text(tmp_path, windows=4)
+    text.gradients[1] = torch.nan
+    with pytest.raises(ShapeError, match=r"transformer.h.1.mlp.c_proj: gradients .* are NaN or infinite"):
+        text.expected()
 
 
 def test_looking_changes_nothing(tmp_path: Path) -> None:

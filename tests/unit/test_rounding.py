@@ -116,6 +116,25 @@ def test_the_damage_of_rounding_is_foreseen(bits: int) -> None:
     assert foreseen.tolist() == pytest.approx(found.tolist(), rel=0.25)
 
 
+def test_tokens_among_others_are_divided_by_their_gradients() -> None:
+    torch.manual_seed(0)
+    scheme = TensorScheme("shift", 3.0, 32, 48)
+    x, g = torch.randn(6, 5, 48), torch.randn(6, 5, 32) * 5 * torch.rand(6, 5, 1).exp()
+    g[0, 0] = 0  # the first token of a window, whose query has nothing to choose between
+    # White moments and orthogonal rows: factors and rotations change no product of two tokens.
+    white = Knowledge(*[moment(torch.cat([torch.eye(width)] * 2)) for width in (48, 32)])
+    sensitivity = Sensitivity(torch.eye(32, 48), scheme, white)
+    sensitivity.add(x[:4], g[:4])
+    sensitivity.add(x[4:], g[4:])
+    root = g.norm(dim=-1, keepdim=True).sqrt()
+    divided = torch.where(root > 0, g / root, 0.0)
+    assert root.square().mean() > 4
+    alone, among = ((rows.mT @ x).square().sum() for rows in (g, divided))
+    assert sensitivity.among_others / sensitivity.alone == pytest.approx(
+        float(among / alone * root.square().mean()), rel=1e-3
+    )
+
+
 def test_sensitivity_is_a_sum_over_text_and_experts() -> None:
     torch.manual_seed(0)
     weight, scheme = torch.randn(2, 48, 32), TensorScheme("shift", 3.0, 48, 32)
@@ -134,6 +153,7 @@ def test_sensitivity_is_a_sum_over_text_and_experts() -> None:
         one.add(x[ids == expert], g[ids == expert])
         alone += one.alone
     assert bank.alone == pytest.approx(alone, rel=1e-4)
+    assert 0 < bank.among_others < bank.alone
     assert alone > 0
 
 
