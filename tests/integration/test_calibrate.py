@@ -28,12 +28,14 @@ from transformers import (
 
 import hf_hyper
 from hf_hyper.cli import main
+from hf_hyper.encoders.shift import DISTORTION
 from hf_hyper.errors import ConfigError, HyperError
 from hf_hyper.eval import evaluate_model, windows
 from hf_hyper.pipeline import calibrate as calibration
 from hf_hyper.pipeline.calibrate import compress_loaded
 from hf_hyper.pipeline.calibration_text import calibration_windows
 from hf_hyper.pipeline.compress import compress
+from hf_hyper.pipeline.expected_losses import ExpectedLoss
 from hf_hyper.pipeline.report import summarize
 from hf_hyper.plan import plan_shape
 
@@ -138,6 +140,29 @@ def test_a_loss_is_asked_for_in_the_place_of_bits(max_kl: float, folder: Path, t
     assert saved["bits"] == model.config.quantization_config.bits == pytest.approx(rates(model)[1])
     assert saved["max_kl"] == max_kl
     assert 0.95 * max_kl < sum(tensor["expected_loss"] for tensor in saved["tensors"]) <= max_kl
+
+
+def test_one_measure_orders_the_weights_and_the_other_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up")]
+    losses = {names[0]: ExpectedLoss(alone=1.0, among_others=9.0), names[1]: ExpectedLoss(alone=1.0, among_others=1.0)}
+    monkeypatch.setattr(calibration, "expected_losses", lambda *_: losses)
+    text = calibration_windows(AutoModelForCausalLM.from_pretrained(folder), TEXTS, 4096, 0)
+
+    def measured(**options: float) -> dict[str, float]:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        shape = tuple(model.get_submodule(names[0]).weight.shape)
+        plans = {name: plan_shape(hf_hyper.HyperConfig(bits=8), shape, False) for name in names}
+        found = compress_loaded(model, plans, text, "fast", rounding="fisher", **options)
+        for name in names:
+            bits = int(model.get_submodule(name).scheme.bits)
+            assert found[name]["expected_loss"] == pytest.approx(DISTORTION[bits])
+        return {name: model.get_submodule(name).scheme.bits for name in names}
+
+    assert measured(average=3.0) == {names[0]: 4, names[1]: 2}
+    assert measured(max_kl=0.08) == {names[0]: 4, names[1]: 2}
+    monkeypatch.setattr(calibration, "expected_losses", lambda *_: {})
+    with pytest.raises(ConfigError, match=r"no weight that calibration can round .* give bits, not max_kl"):
+        measured(max_kl=0.08)
 
 
 @pytest.mark.slow
