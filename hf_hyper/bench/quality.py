@@ -7,6 +7,7 @@ padding. Methods that are calibrated all see the same windows of one text, which
 
     python -m hf_hyper.bench.quality --model DIR --text FILE [FILE ...] --json OUT [--plot PNG] [--bits 4 3.5 3]
         [--methods fit gptq ...] [--resume] [--sequences 16] [--seq-len 512] [--calibration TEXT] [--effort balanced]
+        [--seed 0]
 
 Use a model whose weights sit on no grid (`hf_hyper.bench.offgrid`): the grid of an earlier quantization flatters
 methods that resemble it.
@@ -49,7 +50,7 @@ from hf_hyper.pipeline.report import write_json
 __all__ = ["compare", "main", "run"]
 
 _QUESTION = (
-    *("method", "bits", "recipe", "effort", "allocation", "group_size", "iters", "calibration_sha256"),
+    *("method", "bits", "recipe", "effort", "seed", "allocation", "group_size", "iters", "calibration_sha256"),
     *("model_sha256", "text_sha256", "tokens", "seq_len"),
 )
 """Fields that say what a row measured; two rows that share them answer the same question."""
@@ -70,6 +71,7 @@ def compare(
     calibration_name: str | None = None,
     calibration_tokens: int = 32768,
     recipes: Sequence[str] | None = None,
+    seed: int = 0,
     known: Sequence[Row] = (),
 ) -> Iterator[Row]:
     """Measure each method on one model; a row for every text is given as soon as it is there.
@@ -87,6 +89,7 @@ def compare(
         calibration_name: What rows call it; None for its own name.
         calibration_tokens: How much of it.
         recipes: Of `gguf`; None for all.
+        seed: Of our own methods; rows tell it where it is not 0.
         known: Rows of earlier runs; what they answer is not measured again, and no row is given for it.
 
     Yields:
@@ -131,6 +134,7 @@ def compare(
         if method in OURS:
             about |= {"effort": effort, **({"rounding": method} if method in CALIBRATED else {})}
             about |= {"allocation": "loss"} if method in WITH_GRADIENTS else {}
+            about |= {"seed": seed} if seed else {}
         about |= {} if peer is None or peer.options is None else peer.options
         about |= read if method in CALIBRATED or (peer is not None and peer.calibrated) else {}
         asked = {
@@ -152,7 +156,7 @@ def compare(
             options: dict[str, Any] = {"hyperfunction": "winding" if method == "winding" else "shift"}
             if method in CALIBRATED:
                 options |= {"rounding": method, "calibration": calibration, "calibration_tokens": calibration_tokens}
-            decoded = ours(task, method, HyperConfig(bits=variant["bits"], effort=effort, **options))
+            decoded = ours(task, method, HyperConfig(bits=variant["bits"], effort=effort, seed=seed, **options))
         else:
             decoded = peer.quantize(task, str(variant.get("recipe", variant["bits"])))
         stored = _fill(candidate, decoded)
@@ -210,6 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seq-len", type=int, default=512, help="tokens a window (default: 512)")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--effort", default="balanced", help="of our own methods (default: balanced)")
+    parser.add_argument("--seed", type=int, default=0, help="of our own methods (default: 0)")
     parser.add_argument("--calibration", default="default", help="text of the methods that see one (default: default)")
     parser.add_argument("--calibration-tokens", type=int, default=32768, help="how much of it (default: 32768)")
     options = parser.parse_args(arguments)
@@ -229,6 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options.calibration,
                 calibration_tokens=options.calibration_tokens,
                 recipes=options.recipes,
+                seed=options.seed,
             ),
             options.json,
             options.resume,
