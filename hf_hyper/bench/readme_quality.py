@@ -98,12 +98,13 @@ def thoroughness(rows: Sequence[Row]) -> str:
     commands = [
         f"{command} --methods {row['method']} --bits {row['bits']:g} --calibration-tokens {row['calibration_tokens']}"
         + (f" --effort {row['effort']}" if "effort" in row else "")
+        + (f" --seed {row['seed']}" if "seed" in row else "")
         for row in rows
     ]
     cells = [
         [
             f"**{label(row)}**" if row["method"] in OURS else label(row),
-            f"`{row['effort']}`" if "effort" in row else "",
+            (f"`{row['effort']}`" if "effort" in row else "") + (f", seed {row['seed']}" if "seed" in row else ""),
             str(row["calibration_tokens"]),
             f"{row['bits_per_weight']:.2f}",
             f"{row['kl_mean']:.3f}",
