@@ -9,14 +9,15 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from hf_hyper.errors import ConfigError
 from hf_hyper.eval.data import TextSource, load_text
+from hf_hyper.pipeline.stack import pieces
 
 __all__ = ["WINDOW", "calibration_windows"]
 
 WINDOW = 512
 """Tokens of text that are run together, fewer where the model takes fewer."""
 
-FRAMED_WINDOW = 128
-"""The same for encoders, which read sentences and paragraphs, each between tokens that mark its ends."""
+FRAMED_WINDOW = 256
+"""The same for encoders: several texts (`pieces`), each between tokens that mark its ends."""
 
 _BUNDLED = Path(__file__).parent / "texts" / "calibration.txt"
 _OWN_BATCH = 16
@@ -35,7 +36,7 @@ def calibration_windows(model: PreTrainedModel, source: TextSource, tokens: int,
 
     Returns:
         `[n, length]` int64 with `n * length` at most `tokens` and length at most `WINDOW`. Those of an encoder are
-        shorter, and begin and end as its tokenizer begins and ends a text.
+        shorter, and their `pieces` begin and end as its tokenizer begins and ends a text.
 
     Raises:
         ConfigError: The source cannot be used, or is too short for two windows.
@@ -49,7 +50,8 @@ def calibration_windows(model: PreTrainedModel, source: TextSource, tokens: int,
     text = _BUNDLED.read_text(encoding="utf-8") if source == "default" else load_text(source, split="train")
     tokenizer = _tokenizer(model)
     before, after = _frame(tokenizer) if encoder else ([], [])
-    body = length - len(before) - len(after)
+    bodies = [piece - len(before) - len(after) for piece in pieces(model, length)]
+    body = sum(bodies) if min(bodies) > 0 else 0
     ids = torch.tensor(tokenizer(text, add_special_tokens=not encoder, verbose=False)["input_ids"], dtype=torch.int64)
     available = len(ids) // max(body, 1)
     if available < 2 or body < 1:
@@ -61,7 +63,7 @@ def calibration_windows(model: PreTrainedModel, source: TextSource, tokens: int,
     chosen = torch.arange(wanted) * available // wanted
     rows = ids[: available * body].view(available, body)[chosen]
     first, last = (torch.tensor([end] * wanted, dtype=torch.int64) for end in (before, after))
-    return torch.cat([first, rows, last], 1)
+    return torch.cat([part for own in rows.split(bodies, 1) for part in (first, own, last)], 1)
 
 
 def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -3,19 +3,26 @@
 Calibration needs the inputs of every layer but must not hold all activations of a model at once. A `Stack` finds the
 model's list of layers, records once what each layer is given besides the hidden states (masks, positions), and then
 runs any layer alone on any batch of the same shape.
+
+Encoders read sentences as well as pages. A window of theirs holds several texts of different lengths (`pieces`), which
+run one after the other and do not see each other.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from hf_hyper.errors import ConfigError
 from hf_hyper.kernels.dispatch import has_fast_bfloat16
 
-__all__ = ["Stack", "find_layers"]
+__all__ = ["Stack", "find_layers", "pieces"]
+
+SHORTEST = 32
+"""Tokens of the shortest piece of a window."""
 
 _WAY_OUT = "compress it without calibration"
 
@@ -41,11 +48,14 @@ class Stack:
         self.name, self.layers = find_layers(model)
         self.model, self.batch_size = model, batch_size
         self._window = windows[:1]
+        self._pieces = pieces(model, windows.shape[1])
         batches = list(windows.split(batch_size))
-        self._arguments, self._outputs = self._record(batches[0])
+        self._outputs: int | None = None
+        self._arguments = {part.shape[1]: self._record(part) for part in self._cut(batches[0])}
         if len(batches) > 1:
-            self._check_constant(self._record(batches[-1])[0])
-        self.entries = torch.cat([self._entry(batch) for batch in batches])
+            for part in self._cut(batches[-1]):
+                self._check_constant(part.shape[1], self._record(part))
+        self.entries = torch.cat([self._join(map(self._entry, self._cut(batch))) for batch in batches])
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -57,9 +67,7 @@ class Stack:
             index: Which layer.
             states: Its inputs, `[batch_size, length, hidden]`.
         """
-        args, kwargs = self._arguments[index]
-        output = self.layers[index](states, *args, **kwargs)
-        return output if self._outputs is None else output[0]
+        return self._join(self._run(index, part) for part in self._cut(states))
 
     def backward(self, index: int, states: Tensor, gradient: Tensor) -> Tensor:
         """Gradient with respect to the inputs of layer `index`, which is run again.
@@ -90,7 +98,34 @@ class Stack:
             yield place, states[place]
 
     def finish(self, states: Tensor) -> Any:
-        """Output of the whole model as if `states` `[1, length, hidden]` came out of the last layer."""
+        """Output of the whole model as if `states` `[1, length, hidden]` came out of the last layer.
+
+        Of a window in several pieces, those outputs that have a row for every token.
+        """
+        found = [self._finish(part, ids) for part, ids in zip(*map(self._cut, (states, self._window)), strict=True)]
+        if len(found) == 1:
+            return found[0]
+        keys = [key for key, value in found[0].items() if isinstance(value, Tensor) and value.ndim == 3]
+        return {key: self._join(output[key] for output in found) for key in keys}
+
+    def _cut(self, windows: Tensor) -> Sequence[Tensor]:
+        """Pieces of windows `[n, length, ...]`."""
+        return windows.split(self._pieces, 1)
+
+    @staticmethod
+    def _join(parts: Iterable[Tensor]) -> Tensor:
+        """Windows from their pieces."""
+        first, *others = parts
+        return torch.cat([first, *others], 1) if others else first
+
+    def _run(self, index: int, states: Tensor) -> Tensor:
+        """Hidden states after layer `index`, for one piece of every window of a batch."""
+        args, kwargs = self._arguments[states.shape[1]][index]
+        output = self.layers[index](states, *args, **kwargs)
+        return output if self._outputs is None else output[0]
+
+    def _finish(self, states: Tensor, ids: Tensor) -> Any:
+        """Output of the whole model for one piece, and token ids of its shape."""
 
         def skip(*_: Any, **__: Any) -> Any:
             return states if self._outputs is None else (states, *[None] * (self._outputs - 1))
@@ -98,10 +133,10 @@ class Stack:
         with contextlib.ExitStack() as stack:
             for layer in self.layers:
                 stack.enter_context(_forward_replaced(layer, skip))
-            return self._call(self._window)
+            return self._call(ids)
 
-    def _record(self, batch: Tensor) -> tuple[list[tuple[tuple[Any, ...], dict[str, Any]]], int | None]:
-        """What every layer is called with besides hidden states, and how many outputs it returns in a tuple, if any."""
+    def _record(self, batch: Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """What every layer is called with besides hidden states; how many outputs it returns in a tuple is kept."""
         seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         outputs: set[int | None] = set()
 
@@ -122,7 +157,8 @@ class Stack:
             raise ConfigError(f"{len(seen)} layers of {len(self.layers)} ran, wanted each once; {_WAY_OUT}")
         if len(outputs) != 1:
             raise ConfigError(f"the layers of {self.name} return tuples of different lengths; {_WAY_OUT}")
-        return seen, outputs.pop()
+        self._outputs = outputs.pop()
+        return seen
 
     def _entry(self, batch: Tensor) -> Tensor:
         """Hidden states that the first layer gets."""
@@ -144,8 +180,8 @@ class Stack:
         cached = hasattr(getattr(self.model, "config", None), "use_cache")
         return self.model(input_ids=windows, **({"use_cache": False} if cached else {}))
 
-    def _check_constant(self, other: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
-        for index, (first, second) in enumerate(zip(self._arguments, other, strict=True)):
+    def _check_constant(self, length: int, other: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
+        for index, (first, second) in enumerate(zip(self._arguments[length], other, strict=True)):
             for one, two in zip(_tensors(first), _tensors(second), strict=True):
                 if one.shape != two.shape or not torch.equal(one, two):
                     raise ConfigError(
@@ -160,6 +196,24 @@ class _Reached(Exception):
     def __init__(self, states: Tensor) -> None:
         super().__init__()
         self.states = states
+
+
+def pieces(model: nn.Module, length: int) -> list[int]:
+    """Lengths of the texts that a window of `length` tokens holds, longest first.
+
+    One for models that write text and for windows of less than two of the shortest; for encoders half of the window,
+    half of the rest, and so on.
+
+    Example:
+        >>> pieces(nn.Linear(1, 1), 256)
+        [256]
+    """
+    found = []
+    if isinstance(model, PreTrainedModel) and not model.can_generate():
+        while length >= 2 * SHORTEST:
+            found.append(length - length // 2)
+            length //= 2
+    return [*found, length]
 
 
 def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:

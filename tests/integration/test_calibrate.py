@@ -271,7 +271,7 @@ def test_other_stacks_of_layers(kind: str) -> None:
         model = T5EncoderModel(config).eval()
     else:
         model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=48, n_layer=2, n_head=4)).eval()
-    ids = torch.randint(100, (16, 32))
+    ids = torch.randint(100, (4, 128))
     with torch.no_grad():
         wanted = model(input_ids=ids)[0]
     config = hf_hyper.HyperConfig(bits=4, effort="fast")
@@ -372,7 +372,8 @@ def test_windows_of_an_encoder_are_framed(tmp_path: Path) -> None:
     model = BertModel(BertConfig(**sizes, intermediate_size=32))
     model.name_or_path = str(tmp_path)
     found = calibration_windows(model, ["once upon a " * 400], 1024, 0)
-    assert found.shape == (8, 128)
-    assert (found[:, 0] == 2).all()
-    assert (found[:, -1] == 3).all()
-    assert found[:, 1:-1].min() >= 5
+    assert found.shape == (4, 256)
+    for piece in found.split([128, 64, 32, 32], 1):
+        assert (piece[:, 0] == 2).all()
+        assert (piece[:, -1] == 3).all()
+        assert piece[:, 1:-1].min() >= 5
