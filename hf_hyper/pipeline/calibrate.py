@@ -56,7 +56,7 @@ from hf_hyper.storage.resume import TensorStore
 __all__ = ["compress_loaded"]
 
 BATCH_TOKENS = 4096
-"""Tokens that run through a layer at once."""
+"""Tokens of a batch; a layer sees those of one text of each of its windows at once."""
 
 SEARCHES = {"fast": "fast", "balanced": "best", "best": "best"}
 """Search of the codes by effort: beside gradients and the fit a full one takes little time."""

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from hf_hyper.errors import ConfigError
 from hf_hyper.eval.data import TextSource, load_text
-from hf_hyper.pipeline.stack import pieces
+from hf_hyper.pipeline.stack import is_encoder, text_lengths
 
 __all__ = ["WINDOW", "calibration_windows"]
 
@@ -17,7 +17,7 @@ WINDOW = 512
 """Tokens of text that are run together, fewer where the model takes fewer."""
 
 FRAMED_WINDOW = 256
-"""The same for encoders: several texts (`pieces`), each between tokens that mark its ends."""
+"""Tokens of a window of an encoder, which holds texts of several lengths (`stack.text_lengths`)."""
 
 _BUNDLED = Path(__file__).parent / "texts" / "calibration.txt"
 _OWN_BATCH = 16
@@ -35,13 +35,13 @@ def calibration_windows(model: PreTrainedModel, source: TextSource, tokens: int,
         seed: Of what the model writes.
 
     Returns:
-        `[n, length]` int64 with `n * length` at most `tokens` and length at most `WINDOW`. Those of an encoder are
-        shorter, and their `pieces` begin and end as its tokenizer begins and ends a text.
+        `[n, length]` int64 with `n * length` at most `tokens` and length at most `WINDOW`, of an encoder at most
+        `FRAMED_WINDOW`; its texts begin and end as its tokenizer begins and ends them.
 
     Raises:
         ConfigError: The source cannot be used, or is too short for two windows.
     """
-    encoder = not model.can_generate()
+    encoder = is_encoder(model)
     length = min(FRAMED_WINDOW if encoder else WINDOW, _longest(model), tokens // 2)
     if length < 2:
         raise ConfigError(f"calibration_tokens is {tokens}, wanted enough for two windows; 32768 is a good number")
@@ -50,13 +50,18 @@ def calibration_windows(model: PreTrainedModel, source: TextSource, tokens: int,
     text = _BUNDLED.read_text(encoding="utf-8") if source == "default" else load_text(source, split="train")
     tokenizer = _tokenizer(model)
     before, after = _frame(tokenizer) if encoder else ([], [])
-    bodies = [piece - len(before) - len(after) for piece in pieces(model, length)]
-    body = sum(bodies) if min(bodies) > 0 else 0
-    ids = torch.tensor(tokenizer(text, add_special_tokens=not encoder, verbose=False)["input_ids"], dtype=torch.int64)
-    available = len(ids) // max(body, 1)
-    if available < 2 or body < 1:
+    bodies = [own - len(before) - len(after) for own in text_lengths(model, length)]
+    if min(bodies) < 1:
         raise ConfigError(
-            f"the calibration text has {len(ids)} tokens, wanted at least {2 * length}; give a longer text and more "
+            f"calibration_tokens is {tokens}, wanted room for text between the tokens that mark its ends; 32768 is a "
+            "good number"
+        )
+    body = sum(bodies)
+    ids = torch.tensor(tokenizer(text, add_special_tokens=not encoder, verbose=False)["input_ids"], dtype=torch.int64)
+    available = len(ids) // body
+    if available < 2:
+        raise ConfigError(
+            f"the calibration text has {len(ids)} tokens, wanted at least {2 * body}; give a longer text and more "
             "calibration_tokens, or calibration='default'"
         )
     wanted = min(available, tokens // length)

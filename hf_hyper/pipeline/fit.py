@@ -220,7 +220,7 @@ def _divergence(
         leaf = states[place : place + 1].clone().requires_grad_(True)
         with torch.enable_grad():
             output = stack.finish(leaf)
-        if isinstance(logits := output.get("logits"), Tensor) and logits.ndim == 3:
+        if (logits := output.get("logits")) is not None:
             log_q = torch.log_softmax(logits.detach().float(), -1)
             log_p = torch.log_softmax(original["logits"].float(), -1)
             p = log_p.exp()

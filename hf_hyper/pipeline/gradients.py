@@ -72,7 +72,7 @@ def top_gradients(stack: Stack, states: Tensor, seed: int) -> Tensor:
     for place in range(len(states)):
         leaf = states[place : place + 1].clone().requires_grad_(True)
         output = stack.finish(leaf)
-        if isinstance(logits := output.get("logits"), Tensor) and logits.ndim == 3:
+        if (logits := output.get("logits")) is not None:
             logits.backward(_token_gradient(logits.detach().float(), draw).to(logits.dtype))
         else:
             last = output["last_hidden_state"]
@@ -102,7 +102,8 @@ def layer_forward(
     for place, batch in stack.batches(states):
         watch.half = int(place.start >= len(states) // 2)
         with watch.forward():
-            after[place] = stack.run(index, batch)
+            output = stack.run(index, batch)
+        after[place] = output  # which the inputs that were watched may be a view of
     return watch.knowledge()
 
 

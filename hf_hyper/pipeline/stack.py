@@ -1,11 +1,11 @@
 """The repeated layers of a transformer, run one at a time.
 
 Calibration needs the inputs of every layer but must not hold all activations of a model at once. A `Stack` finds the
-model's list of layers, records once what each layer is given besides the hidden states (masks, positions), and then
-runs any layer alone on any batch of the same shape.
+model's list of layers, records what each layer is given besides the hidden states (masks, positions), and then runs any
+layer alone on any batch of the same shape.
 
-Encoders read sentences as well as pages. A window of theirs holds several texts of different lengths (`pieces`), which
-run one after the other and do not see each other.
+Encoders read short texts as well as long ones. A window of theirs holds several texts of different lengths, which run
+one after the other and do not see each other.
 """
 
 import contextlib
@@ -19,12 +19,15 @@ from transformers import PreTrainedModel
 from hf_hyper.errors import ConfigError
 from hf_hyper.kernels.dispatch import has_fast_bfloat16
 
-__all__ = ["Stack", "find_layers", "pieces"]
+__all__ = ["Stack", "find_layers", "is_encoder", "text_lengths"]
 
 SHORTEST = 32
-"""Tokens of the shortest piece of a window."""
+"""Tokens below which no text of an encoder's window is cut in two."""
 
 _WAY_OUT = "compress it without calibration"
+
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""By place and by name, behind the hidden states."""
 
 
 class Stack:
@@ -32,13 +35,14 @@ class Stack:
 
     Args:
         model: A model with one list of layers, in evaluation mode; `model(input_ids=...)` runs it.
-        windows: `[n, length]` token ids that will be run.
+        windows: `[n, length]` token ids that will be run, of an encoder in texts of `text_lengths`.
         batch_size: Windows a batch; it divides n.
 
     Attributes:
         name: Name of the list in the model.
         layers: The list.
-        entries: Hidden states that the first layer gets, `[n, length, hidden]`.
+        entries: Hidden states that the first layer gets, `[n, length, hidden]`; longer than the windows where the model
+            fills them up.
 
     Raises:
         ConfigError: The model has no such list, or its layers depend on more of the text than hidden states.
@@ -47,15 +51,13 @@ class Stack:
     def __init__(self, model: nn.Module, windows: Tensor, batch_size: int) -> None:
         self.name, self.layers = find_layers(model)
         self.model, self.batch_size = model, batch_size
-        self._window = windows[:1]
-        self._pieces = pieces(model, windows.shape[1])
+        self._window, self._tokens = windows[:1], text_lengths(model, windows.shape[1])
         batches = list(windows.split(batch_size))
-        self._outputs: int | None = None
-        self._arguments = {part.shape[1]: self._record(part) for part in self._cut(batches[0])}
+        self._arguments, self._outputs = self._record(batches[0])
         if len(batches) > 1:
-            for part in self._cut(batches[-1]):
-                self._check_constant(part.shape[1], self._record(part))
-        self.entries = torch.cat([self._join(map(self._entry, self._cut(batch))) for batch in batches])
+            self._check_constant(self._record(batches[-1])[0])
+        self._lengths = [self._entry(text).shape[1] for text in self._texts(self._window)]
+        self.entries = torch.cat([_joined(map(self._entry, self._texts(batch))) for batch in batches])
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -67,7 +69,8 @@ class Stack:
             index: Which layer.
             states: Its inputs, `[batch_size, length, hidden]`.
         """
-        return self._join(self._run(index, part) for part in self._cut(states))
+        parts = zip(self._arguments, states.split(self._lengths, 1), strict=True)
+        return _joined(self._run_text(index, arguments[index], part) for arguments, part in parts)
 
     def backward(self, index: int, states: Tensor, gradient: Tensor) -> Tensor:
         """Gradient with respect to the inputs of layer `index`, which is run again.
@@ -97,35 +100,41 @@ class Stack:
             place = slice(start, start + self.batch_size)
             yield place, states[place]
 
-    def finish(self, states: Tensor) -> Any:
-        """Output of the whole model as if `states` `[1, length, hidden]` came out of the last layer.
+    def finish(self, states: Tensor) -> dict[str, Tensor]:
+        """Outputs of the whole model as if `states` `[1, length, hidden]` came out of the last layer.
 
-        Of a window in several pieces, those outputs that have a row for every token.
+        Returns:
+            `logits`, `last_hidden_state` or both, `[1, length, ...]`.
+
+        Raises:
+            ConfigError: The model has neither for every token.
         """
-        found = [self._finish(part, ids) for part, ids in zip(*map(self._cut, (states, self._window)), strict=True)]
-        if len(found) == 1:
-            return found[0]
-        keys = [key for key, value in found[0].items() if isinstance(value, Tensor) and value.ndim == 3]
-        return {key: self._join(output[key] for output in found) for key in keys}
+        parts = zip(states.split(self._lengths, 1), self._texts(self._window), strict=True)
+        outputs = [self._finish_text(part, ids) for part, ids in parts]
+        found = {}
+        for key in ("logits", "last_hidden_state"):
+            rows = [output.get(key) for output in outputs]
+            if [row.shape[1] for row in rows if isinstance(row, Tensor) and row.ndim == 3] == self._tokens:
+                found[key] = _joined(rows)
+        if not found:
+            raise ConfigError(
+                f"{type(self.model).__name__} returns neither logits nor a last hidden state for every token, and "
+                f"calibration judges by these; {_WAY_OUT}, or calibrate with rounding='ldlq'"
+            )
+        return found
 
-    def _cut(self, windows: Tensor) -> Sequence[Tensor]:
-        """Pieces of windows `[n, length, ...]`."""
-        return windows.split(self._pieces, 1)
+    def _texts(self, windows: Tensor) -> Sequence[Tensor]:
+        """Token ids `[n, length]`, text by text."""
+        return windows.split(self._tokens, 1)
 
-    @staticmethod
-    def _join(parts: Iterable[Tensor]) -> Tensor:
-        """Windows from their pieces."""
-        first, *others = parts
-        return torch.cat([first, *others], 1) if others else first
-
-    def _run(self, index: int, states: Tensor) -> Tensor:
-        """Hidden states after layer `index`, for one piece of every window of a batch."""
-        args, kwargs = self._arguments[states.shape[1]][index]
+    def _run_text(self, index: int, arguments: _Arguments, states: Tensor) -> Tensor:
+        """Hidden states after layer `index`, for one text of every window of a batch."""
+        args, kwargs = arguments
         output = self.layers[index](states, *args, **kwargs)
         return output if self._outputs is None else output[0]
 
-    def _finish(self, states: Tensor, ids: Tensor) -> Any:
-        """Output of the whole model for one piece, and token ids of its shape."""
+    def _finish_text(self, states: Tensor, ids: Tensor) -> Any:
+        """Output of the whole model for one text, and token ids of its length."""
 
         def skip(*_: Any, **__: Any) -> Any:
             return states if self._outputs is None else (states, *[None] * (self._outputs - 1))
@@ -135,9 +144,16 @@ class Stack:
                 stack.enter_context(_forward_replaced(layer, skip))
             return self._call(ids)
 
-    def _record(self, batch: Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """What every layer is called with besides hidden states; how many outputs it returns in a tuple is kept."""
-        seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    def _record(self, batch: Tensor) -> tuple[list[list[_Arguments]], int | None]:
+        """What every layer is called with besides hidden states, by text; how many outputs it returns in a tuple."""
+        found = [self._record_text(text) for text in self._texts(batch)]
+        outputs = {count for _, counts in found for count in counts}
+        if len(outputs) != 1:
+            raise ConfigError(f"the layers of {self.name} return tuples of different lengths; {_WAY_OUT}")
+        return [seen for seen, _ in found], outputs.pop()
+
+    def _record_text(self, ids: Tensor) -> tuple[list[_Arguments], set[int | None]]:
+        seen: list[_Arguments] = []
         outputs: set[int | None] = set()
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -149,16 +165,13 @@ class Stack:
         handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in self.layers]
         try:
             with torch.no_grad():
-                self._call(batch)
+                self._call(ids)
         finally:
             for handle in handles:
                 handle.remove()
         if len(seen) != len(self.layers):
             raise ConfigError(f"{len(seen)} layers of {len(self.layers)} ran, wanted each once; {_WAY_OUT}")
-        if len(outputs) != 1:
-            raise ConfigError(f"the layers of {self.name} return tuples of different lengths; {_WAY_OUT}")
-        self._outputs = outputs.pop()
-        return seen
+        return seen, outputs
 
     def _entry(self, batch: Tensor) -> Tensor:
         """Hidden states that the first layer gets."""
@@ -180,14 +193,15 @@ class Stack:
         cached = hasattr(getattr(self.model, "config", None), "use_cache")
         return self.model(input_ids=windows, **({"use_cache": False} if cached else {}))
 
-    def _check_constant(self, length: int, other: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
-        for index, (first, second) in enumerate(zip(self._arguments[length], other, strict=True)):
-            for one, two in zip(_tensors(first), _tensors(second), strict=True):
-                if one.shape != two.shape or not torch.equal(one, two):
-                    raise ConfigError(
-                        f"layer {self.name}.{index} takes inputs that change with the text besides its hidden states, "
-                        f"and calibration runs it alone; {_WAY_OUT}"
-                    )
+    def _check_constant(self, others: list[list[_Arguments]]) -> None:
+        for own, other in zip(self._arguments, others, strict=True):
+            for index, (first, second) in enumerate(zip(own, other, strict=True)):
+                for one, two in zip(_tensors(first), _tensors(second), strict=True):
+                    if one.shape != two.shape or not torch.equal(one, two):
+                        raise ConfigError(
+                            f"layer {self.name}.{index} takes inputs that change with the text besides its hidden "
+                            f"states, and calibration runs it alone; {_WAY_OUT}"
+                        )
 
 
 class _Reached(Exception):
@@ -198,21 +212,23 @@ class _Reached(Exception):
         self.states = states
 
 
-def pieces(model: nn.Module, length: int) -> list[int]:
-    """Lengths of the texts that a window of `length` tokens holds, longest first.
+def is_encoder(model: nn.Module) -> bool:
+    """Whether a model of transformers reads texts and cannot write any."""
+    return isinstance(model, PreTrainedModel) and not model.can_generate()
 
-    One for models that write text and for windows of less than two of the shortest; for encoders half of the window,
-    half of the rest, and so on.
+
+def text_lengths(model: nn.Module, length: int) -> list[int]:
+    """Tokens of the texts that a window of `length` tokens holds, longest first: all in one, or of an encoder half of
+    the window, half of the rest, and so on.
 
     Example:
-        >>> pieces(nn.Linear(1, 1), 256)
+        >>> text_lengths(nn.Linear(1, 1), 256)
         [256]
     """
     found = []
-    if isinstance(model, PreTrainedModel) and not model.can_generate():
-        while length >= 2 * SHORTEST:
-            found.append(length - length // 2)
-            length //= 2
+    while is_encoder(model) and length >= 2 * SHORTEST:
+        found.append(length - length // 2)
+        length //= 2
     return [*found, length]
 
 
@@ -235,6 +251,12 @@ def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
             f"go through; {_WAY_OUT}"
         )
     return stacks[0]
+
+
+def _joined(parts: Iterable[Tensor]) -> Tensor:
+    """One tensor from those of several texts, `[n, length, ...]`."""
+    first, *others = parts
+    return torch.cat([first, *others], 1) if others else first
 
 
 @contextlib.contextmanager

@@ -373,7 +373,10 @@ def test_windows_of_an_encoder_are_framed(tmp_path: Path) -> None:
     model.name_or_path = str(tmp_path)
     found = calibration_windows(model, ["once upon a " * 400], 1024, 0)
     assert found.shape == (4, 256)
-    for piece in found.split([128, 64, 32, 32], 1):
-        assert (piece[:, 0] == 2).all()
-        assert (piece[:, -1] == 3).all()
-        assert piece[:, 1:-1].min() >= 5
+    texts = found.split([128, 64, 32, 32], 1)
+    assert all((text[:, 0] == 2).all() and (text[:, -1] == 3).all() for text in texts)
+    bodies = torch.cat([text[:, 1:-1] for text in texts], 1)  # go on from text to text
+    assert bodies[0, 0] == 6
+    assert all(torch.equal(row, (torch.arange(248) + row[0] - 5) % 3 + 5) for row in bodies)
+    with pytest.raises(ConfigError, match="calibration_tokens is 5, wanted room for text between"):
+        calibration_windows(model, ["once upon a " * 400], 5, 0)

@@ -2,8 +2,10 @@
 
 import torch
 from torch import nn
+from transformers import BertConfig, BertModel
 
-from hf_hyper.pipeline.gradients import _Watch
+from hf_hyper.pipeline.gradients import _Watch, layer_forward
+from hf_hyper.pipeline.stack import Stack
 
 
 def test_modules_share_a_moment_where_they_share_all_inputs() -> None:
@@ -32,3 +34,16 @@ def test_outputs_that_the_loss_does_not_move_are_passed_over() -> None:
     (known,) = watch.knowledge().values()
     assert known.inputs.counts == [3, 0]
     assert known.outputs.counts == [3, 0]
+
+
+def test_inputs_are_watched_before_outputs_take_their_place() -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    stack = Stack(BertModel(BertConfig(**sizes, intermediate_size=16)).eval(), torch.randint(20, (4, 65)), 2)
+    query = stack.layers[0].attention.self.query  # is given the hidden states themselves, with no norm between
+    states = stack.entries.clone()
+    layer_known = layer_forward(stack, 0, states, {"query": query}, states)
+    assert layer_known["query"].inputs.counts == [130, 130]
+    rows = stack.entries.flatten(0, 1)
+    torch.testing.assert_close(layer_known["query"].inputs.mean(), rows.T @ rows / len(rows), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(states, stack.entries)
