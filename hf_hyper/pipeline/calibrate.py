@@ -14,6 +14,7 @@ before the fit. Beside the model, memory holds at most
   more, of every expert;
 - while a weight is rounded, 36 bytes for every pair of its inputs and of its outputs and 32 for every weight;
 - the activations of one batch in one layer, for a backward pass;
+- the logits of one window and, while their loss is taken, seven copies of them in float32;
 - the text's hidden states twice: gradients, or inputs of the fit, and a batch or the beginning of the next;
 - in the fit, the hidden states of one batch after every layer, and the originals of output heads that are compressed.
 
