@@ -205,6 +205,7 @@ def _compress_stack(job: _Job, windows: Tensor, seed: int, average: float | None
             for index in range(len(stack)):
                 job.compress_all(layer_forward(stack, index, states, _modules(stack, index, job.plans), states))
             return
+        stack.finish(stack.entries[:1])  # a model without outputs for every token is refused before the long way
         states = states_by_layer(stack, Path(scratch))
         gradients = top_gradients(stack, states[-1], seed)
         if average is not None or max_kl is not None:

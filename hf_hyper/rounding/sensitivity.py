@@ -77,7 +77,7 @@ class Sensitivity:
         """Count what passed the layer.
 
         Args:
-            rows: x, `[n, length, in_features]` for n windows, `[n, in_features]` for tokens that are taken one by one.
+            rows: x, `[n, length, in_features]` for n texts, `[n, in_features]` for tokens that are taken one by one.
             gradient: g, as many rows of `out_features`, of the loss summed over tokens.
             ids: `[n]` experts of tokens taken one by one, for a bank of experts.
         """

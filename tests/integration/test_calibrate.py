@@ -13,6 +13,7 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
+    BertForSequenceClassification,
     BertModel,
     BertTokenizer,
     DebertaV2Config,
@@ -289,6 +290,18 @@ def test_other_stacks_of_layers(kind: str) -> None:
     with torch.no_grad():
         error = (model(input_ids=ids)[0] - wanted).norm() / wanted.norm()
     assert error < 0.15
+
+
+def test_models_without_outputs_for_every_token_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"vocab_size": 100, "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = BertForSequenceClassification(BertConfig(**sizes, intermediate_size=80)).eval()
+    name = "bert.encoder.layer.0.attention.self.query"
+    plans = {name: plan_shape(hf_hyper.HyperConfig(), (48, 48), False)}
+    ids = torch.randint(100, (2, 64))
+    monkeypatch.setattr(calibration, "states_by_layer", lambda *_: pytest.fail("the text ran through the layers"))
+    with pytest.raises(ConfigError, match=r"returns neither logits nor a last hidden state .* rounding='ldlq'"):
+        compress_loaded(model, plans, ids, "fast")
+    assert 0 < compress_loaded(model, plans, ids, "fast", rounding="ldlq")[name]["output_error"] < 0.05
 
 
 def encoder_decoder(kind: str) -> torch.nn.Module:

@@ -117,3 +117,14 @@ def test_table_compares_at_equal_bits():
 def test_unknown_method(stories):
     with pytest.raises(ConfigError, match="method 'magic' is unknown; choose from shift"):
         list(quality.compare(stories, {"text": "text"}, methods=["magic"]))
+
+
+def test_a_seed_is_a_question_of_its_own(stories, tmp_path):
+    report = tmp_path / "rows.json"
+    arguments = ["--model", str(stories), "--json", str(report), "--sequences", "2", "--seq-len", "64", "--resume"]
+    arguments += ["--methods", "shift", "rtn", "--effort", "fast", "--bits", "3"]
+    for seed in ("0", "1", "1"):
+        assert quality.main([*arguments, "--seed", seed]) == 0
+    rows = json.loads(report.read_text())
+    assert [(row["method"], row.get("seed")) for row in rows] == [("shift", None), ("rtn", None), ("shift", 1)]
+    assert rows[0]["kl_mean"] != rows[2]["kl_mean"]
